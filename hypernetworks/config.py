@@ -1,0 +1,193 @@
+"""Every option, declared once. The tab, the command line, configuration files and file metadata all read it from here."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+NORMAL_INITIALIZATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: what it is called, what it does, which values it takes."""
+
+    name: str
+    label: str
+    help: str
+    default: Any
+    kind: type  # str, int, float, bool or tuple
+    group: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+    item: type = str  # of a tuple's members
+
+    @property
+    def flag(self) -> str:
+        """The command line's name of the option."""
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> Any:
+        """`value` as the option's kind. Raises `ConfigError` with the option's label and what it takes."""
+        try:
+            value = self._convert(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{self.label} ({self.name}) cannot be {value!r}: it takes {self.takes()}.") from None
+        for member in value if self.kind is tuple else (value,):
+            below = self.minimum is not None and not isinstance(member, str) and member < self.minimum
+            above = self.maximum is not None and not isinstance(member, str) and member > self.maximum
+            if below or above or (self.choices and member not in self.choices) or member != member:
+                raise ConfigError(f"{self.label} ({self.name}) cannot be {member!r}: it takes {self.takes()}.")
+        return value
+
+    def _convert(self, value: Any) -> Any:
+        if self.kind is tuple:
+            if isinstance(value, str):
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            elif not isinstance(value, (list, tuple)):
+                value = [value]
+            return tuple(self.item(member) for member in value)
+        if self.kind is bool:
+            if isinstance(value, str):
+                if value.strip().lower() not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+                    raise ValueError(value)
+                return value.strip().lower() in ("true", "yes", "on", "1")
+            return bool(value)
+        if self.kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError(value)
+        return self.kind(value)
+
+    def takes(self) -> str:
+        """In words, which values the option takes."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        text = f"a list of {words[self.item].removeprefix('a ')}s" if self.kind is tuple else words[self.kind]
+        if self.minimum is not None and self.maximum is not None:
+            return f"{text} from {self.minimum:g} to {self.maximum:g}"
+        if self.minimum is not None:
+            return f"{text} of at least {self.minimum:g}"
+        return text
+
+
+def option(default: Any, label: str, help: str, **about: Any) -> Any:
+    """A dataclass field that carries its option's words."""
+    return dataclasses.field(default=default, metadata=dict(label=label, help=help, **about))
+
+
+def options(config: type) -> dict[str, Option]:
+    """The options of a configuration class by name, in the order they are declared."""
+    kinds = typing.get_type_hints(config)
+    found = {}
+    for field in dataclasses.fields(config):
+        kind = kinds[field.name]
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else str
+        found[field.name] = Option(
+            field.name, default=field.default, kind=typing.get_origin(kind) or kind, item=item, **field.metadata
+        )
+    return found
+
+
+def read(config: type, values: Mapping[str, Any]) -> Any:
+    """An instance of `config` from plain values. Raises `ConfigError` that names an unknown key or a bad value."""
+    known = options(config)
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"There is no option {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        checked[name] = known[name].check(value)
+    return config(**checked)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The values that differ from the defaults, fit for TOML or JSON."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, one in options(type(config)).items()
+        if (value := getattr(config, name)) != one.default
+    }
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides a training run. Read it with `read(TrainingConfig, values)`, which checks every value."""
+
+    name: str = option("", "Name", "The file's name, as it will stand in the dropdown and in the tag.", group="Network")
+    per_layer: bool = option(
+        True, "One pair per layer",
+        "Every attention layer gets its own networks. Learns styles better; only this extension reads such files. "
+        "Off: one pair per width, a file that every web UI's hypernetwork code reads.", group="Network")
+    target_layers: tuple[str, ...] = option(
+        ("attn1", "attn2"), "Layers",
+        "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "
+        "textures.", choices=("attn1", "attn2"), group="Network")
+    layer_structure: tuple[float, ...] = option(
+        (1.0, 2.0, 1.0), "Layer structure", "Widths of the network's layers as multiples of the input's width; the first and the last are 1.",
+        minimum=0.001, maximum=64, group="Network")
+    activation: str = option(
+        "swish", "Activation", "The function between the layers; linear, relu, swish or any other that A1111 knows.", group="Network")
+    weight_initialization: str = option(
+        "zero", "Initial weights", "zero: the last layer starts at zero, so that the untrained network changes nothing. The others are A1111's.",
+        choices=("zero", *NORMAL_INITIALIZATIONS), group="Network", advanced=True)
+    layer_norm: bool = option(False, "Layer norm", "Normalise after each layer.", group="Network", advanced=True)
+    dropout_structure: tuple[float, ...] = option(
+        (), "Dropout", "Share of values dropped after each layer while training, one number per entry of the layer structure, e.g. 0, 0.1, 0.",
+        minimum=0.0, maximum=0.99, group="Network", advanced=True)
+    activate_output: bool = option(False, "Activate the output", "Apply the activation after the last layer too.", group="Network", advanced=True)
+    skip_connection: bool = option(
+        False, "Skip connections", "A short cut around every layer (the variant of aria1th's trainer).", group="Network", advanced=True)
+    upsample_linear: bool = option(
+        False, "Learned upsampling", "With skip connections: a linear layer instead of interpolation on the short cut.", group="Network", advanced=True)
+    description: str = option("", "Description", "Notes for whoever receives the file.", group="Network", advanced=True)
+
+    dataset: str = option("", "Pictures", "A folder of pictures with captions in .txt files of the same name, or in the file names.", group="Pictures")
+    caption_template: str = option(
+        "[filewords]", "Caption template",
+        "[filewords] is the picture's caption, [name] the network's name; several templates, one per line, are drawn from at random.", group="Pictures")
+    shared_caption: str = option("", "One caption for all", "Used where a picture has no caption of its own.", group="Pictures")
+    shuffle_tags: bool = option(False, "Shuffle tags", "Put the comma-separated parts of a caption into a new order each time.", group="Pictures", advanced=True)
+    tag_dropout: float = option(0.0, "Drop tags", "Share of the comma-separated parts that are left out each time.", minimum=0, maximum=1, group="Pictures", advanced=True)
+    caption_dropout: float = option(
+        0.1, "Drop captions", "Share of samples trained with an empty caption: the negative prompt's rows are changed by the network too.",
+        minimum=0, maximum=1, group="Pictures", advanced=True)
+    resolution: int = option(0, "Resolution", "Side in pixels of a square picture; others get about as many pixels. 0: the model's own.", minimum=0, maximum=4096, group="Pictures")
+    bucket_step: int = option(64, "Bucket step", "Widths and heights are multiples of this many pixels.", minimum=8, maximum=512, group="Pictures", advanced=True)
+    flip: bool = option(False, "Mirror pictures", "Show each picture mirrored half of the time; not for faces, letters or slanted patterns.", group="Pictures")
+    crops: int = option(1, "Crops per picture", "How many differently placed crops of each picture are kept; 1 is the centre.", minimum=1, maximum=64, group="Pictures", advanced=True)
+    sample_latents: bool = option(True, "Sample latents", "Draw from the autoencoder's distribution each time instead of taking its mean.", group="Pictures", advanced=True)
+    validation_share: float = option(0.1, "Held-out share", "Share of the pictures that are never trained on and measure the validation loss.", minimum=0, maximum=0.5, group="Pictures", advanced=True)
+
+    max_steps: int = option(1000, "Steps", "How many times the weights are updated.", minimum=1, maximum=10_000_000, group="Training")
+    max_epochs: int = option(0, "Epochs", "Stop after this many passes over the pictures; 0: only the steps count.", minimum=0, maximum=1_000_000, group="Training", advanced=True)
+    batch_size: int = option(4, "Batch size", "Pictures per step.", minimum=1, maximum=1024, group="Training")
+    gradient_accumulation: int = option(1, "Gradient accumulation", "Batches per step: a larger effective batch without more memory.", minimum=1, maximum=1024, group="Training", advanced=True)
+    learning_rate: str = option(
+        "auto", "Learning rate",
+        "auto fits the rate to each layer's width. A number such as 1e-4, or rates until steps as in A1111: 5e-4:200, 1e-4:1000, 1e-5.", group="Training")
+    rate_schedule: str = option("cosine", "Rate over time", "How a single rate changes until the last step.", choices=("constant", "linear", "cosine"), group="Training")
+    warmup_steps: int = option(20, "Warm-up steps", "The rate rises from zero over this many steps.", minimum=0, maximum=1_000_000, group="Training", advanced=True)
+    optimizer: str = option("AdamW", "Optimizer", "Any class of torch.optim.", group="Training", advanced=True)
+    optimizer_arguments: str = option("", "Optimizer arguments", "For example betas=(0.9, 0.99), weight_decay=0.01.", group="Training", advanced=True)
+    clip_norm: float = option(1.0, "Clip gradients", "Longest gradient that is let through; 0: no clipping.", minimum=0, maximum=1e6, group="Training", advanced=True)
+    loss: str = option("mse", "Loss", "What is minimised.", choices=("mse", "huber", "l1"), group="Training", advanced=True)
+    min_snr_gamma: float = option(5.0, "Min-SNR gamma", "Weighs easy timesteps down (Hang et al. 2023); 0: all alike.", minimum=0, maximum=1000, group="Training", advanced=True)
+    residual_penalty: float = option(0.0, "Residual penalty", "Keeps the change |f(x)|²/|x|² small; protects what the model knew.", minimum=0, maximum=1000, group="Training", advanced=True)
+    mixed_precision: str = option("no", "Precision", "no: float32. bf16 and fp16 are faster on graphics cards that have them.", choices=("no", "bf16", "fp16"), group="Training", advanced=True)
+    gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for more time.", group="Training", advanced=True)
+    seed: int = option(0, "Seed", "The same seed, pictures and options give the same network.", minimum=0, maximum=2**63 - 1, group="Training")
+
+    preview_every: int = option(100, "Preview every", "Steps between previews; 0: none.", minimum=0, maximum=1_000_000, group="Watching")
+    preview_prompts: str = option("", "Preview prompts", "One prompt per line; empty: captions of the first pictures.", group="Watching")
+    preview_steps: int = option(20, "Preview sampling steps", "Sampling steps of a preview.", minimum=1, maximum=200, group="Watching", advanced=True)
+    preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
+    preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
+    validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
