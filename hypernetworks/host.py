@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +82,11 @@ class Folders:
 
     networks: Path
     data: Path
+
+    @classmethod
+    def below(cls, home: Path) -> Folders:
+        """The standalone layout: everything in one folder."""
+        return cls(home / "networks", home / "data")
 
     @property
     def runs(self) -> Path:

@@ -1,0 +1,231 @@
+"""The command line: `hypernetworks demo | train | generate | inspect | convert | ui`."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .config import Option, TrainingConfig, options, read
+from .errors import ConfigError, HypernetworkError
+from .host import Folders
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. A user's mistake ends with one sentence and exit code 2."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+        return 0
+    except HypernetworkError as error:
+        print(f"hypernetworks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hypernetworks: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_generate, _add_inspect, _add_convert, _add_ui):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, help: str, model: bool = True) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(command=run)
+    if model:
+        parser.add_argument("--model", type=Path, help="a diffusers folder or a .safetensors checkpoint (default: the small embedded model)")
+        parser.add_argument(
+            "--home", type=Path, default=Path(os.environ.get("HYPERNETWORKS_HOME", Path.home() / "hypernetworks")),
+            help="folder for networks, pictures and runs (default: ~/hypernetworks, or the variable HYPERNETWORKS_HOME)",
+        )
+    return parser
+
+
+def _host(parsed: argparse.Namespace) -> Any:
+    from .hosts.diffusers import DiffusersHost
+
+    return DiffusersHost(parsed.model, Folders.below(parsed.home))
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", _demo, "Train on the bundled pictures, draw before and after, and measure.", model=False)
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="where pictures and the file go (default: outputs/demo)")
+    parser.add_argument("--steps", type=int, default=None, help="training steps (default: what the demo is tuned for)")
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(parsed.out, parsed.steps)
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", _train, "Train a hypernetwork. Options come from CONFIG (TOML or JSON); flags go before it.")
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML or JSON file with any of the options below")
+    parser.add_argument("--preset", default=None, help="start from the options of a preset (see the tab for their names)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run with this name")
+    parser.add_argument("--overwrite", action="store_true", help="replace a hypernetwork that has this name")
+    groups: dict[str, Any] = {}
+    for option in options(TrainingConfig).values():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group.lower())
+        _add_option(groups[option.group], option)
+
+
+def _add_option(group: Any, option: Option) -> None:
+    shown = ", ".join(f"{member:g}" if isinstance(member, float) else str(member) for member in option.default) if option.kind is tuple else option.default
+    text = f"{option.help} ({option.takes()}; default: {shown if shown != '' else 'none'})".replace("%", "%%")
+    names = {"metavar": option.name.split("_")[-1].upper(), "dest": option.name, "default": argparse.SUPPRESS}
+    if option.kind is bool:
+        names |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+    group.add_argument(option.flag, help=text, **names)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a TOML or JSON file. Raises `ConfigError` that names the file and what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            values = json.loads(text)
+        else:
+            values = _toml().loads(text)
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:  # both readers' errors and wrong encodings are ValueErrors
+        raise ConfigError(f"The configuration {path} is no valid {'JSON' if path.suffix.lower() == '.json' else 'TOML'}: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The configuration {path} must hold names and values.")
+    return values
+
+
+def _toml() -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        return tomllib
+    import tomli
+
+    return tomli
+
+
+def training_config(parsed: argparse.Namespace) -> TrainingConfig:
+    """Preset, then file, then flags: what comes later counts."""
+    values: dict[str, Any] = {}
+    if parsed.preset:
+        from .presets import preset
+
+        values |= preset(parsed.preset)
+    if parsed.config:
+        values |= read_config(parsed.config)
+    values |= {name: getattr(parsed, name) for name in options(TrainingConfig) if hasattr(parsed, name)}
+    return read(TrainingConfig, values)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    from .progress_bar import show
+    from .trainer import HypernetworkTrainer
+
+    config, host = training_config(parsed), _host(parsed)
+    if not config.dataset:
+        raise ConfigError("Say which folder of pictures to train on: --dataset FOLDER, or dataset in the configuration.")
+    if not config.name:
+        raise ConfigError("Give the hypernetwork a name: --name NAME, or name in the configuration.")
+    trainer = HypernetworkTrainer(config=config)
+    with host.exclusive():
+        show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite))
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(commands, "generate", _generate, "Draw pictures; write <hypernet:name:0.8> into the prompt, or name networks with flags.")
+    parser.add_argument("prompt")
+    parser.add_argument("--negative-prompt", default="", help="what not to draw")
+    parser.add_argument("--hypernetwork", action="append", default=[], metavar="NAME[:STRENGTH]", help="use this one too; may be given several times")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    parser.add_argument("--cfg-scale", type=float, default=5.0, help="how strictly to follow the prompt (default: 5)")
+    parser.add_argument("--size", type=int, default=0, help="side in pixels (default: the model's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
+    parser.add_argument("--count", type=int, default=1, help="number of pictures (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the pictures (default: outputs)")
+
+
+def _generate(parsed: argparse.Namespace) -> None:
+    from .catalog import Catalog
+    from .host import GenerationRequest
+    from .prompt import extract
+    from .session import Session
+
+    if min(parsed.steps, parsed.count) < 1 or parsed.size < 0 or parsed.size % 8:
+        raise ConfigError("Steps and count must be at least 1, and the size a multiple of 8.")
+    host = _host(parsed)
+    tags = "".join(f"<hypernet:{name}>" for name in parsed.hypernetwork)
+    active = extract(tags)[1]
+    side = parsed.size or host.model.resolution
+    request = GenerationRequest(
+        parsed.prompt, parsed.negative_prompt, parsed.steps, parsed.cfg_scale, side, side, parsed.seed, parsed.count
+    )
+    pictures = Session(Catalog(host.folders.networks)).generate(host, request, active)
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        path = _free(parsed.out, f"seed-{parsed.seed + number}")
+        picture.save(path)
+        print(path)
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """A picture's path in the folder that does not exist yet."""
+    path, number = folder / f"{stem}.png", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.png"
+    return path
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", _inspect, "Say what a hypernetwork file is.", model=False)
+    parser.add_argument("file", type=Path)
+
+
+def _inspect(parsed: argparse.Namespace) -> None:
+    from .files import describe
+
+    for label, value in describe(parsed.file).lines():
+        print(f"{label + ':':<22} {value}")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", _convert, "Rewrite a hypernetwork file: .pt (A1111) to .safetensors or back.", model=False)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("target", type=Path, help="the new file; its ending decides the format")
+    parser.add_argument("--overwrite", action="store_true", help="replace the target where it exists")
+
+
+def _convert(parsed: argparse.Namespace) -> None:
+    from .files import load, save
+
+    save(load(parsed.file), parsed.target, overwrite=parsed.overwrite)
+    print(parsed.target)
+
+
+def _add_ui(commands: Any) -> None:
+    parser = _command(commands, "ui", _ui, "Open the tab and the generation panel in a browser, without a web UI.")
+    parser.add_argument("--port", type=int, default=7861, help="port on this machine (default: 7861)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+
+
+def _ui(parsed: argparse.Namespace) -> None:
+    try:
+        from .ui.app import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise HypernetworkError('The app needs gradio: pip install "hypernetworks[app]".') from None
+    launch(_host(parsed), port=parsed.port, open_browser=not parsed.no_browser)

@@ -1,0 +1,70 @@
+"""A new network for a model, and what its file says of how it came to be."""
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from .attention import network_widths
+from .config import TrainingConfig, plain
+from .host import ModelFacts
+from .residual import ResidualHypernetwork, ResidualStructure
+
+PREVIEW_SIDE = 256  # pixels of the picture within a file
+
+
+def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork:
+    """An untrained residual hypernetwork whose widths are the model's."""
+    structure = ResidualStructure(
+        layer_structure=config.layer_structure,
+        activation=config.activation,
+        layer_norm=config.layer_norm,
+        dropout_structure=config.dropout_structure,
+        activate_output=config.activate_output,
+        skip_connection=config.skip_connection,
+        upsample_linear=config.upsample_linear,
+    )
+    widths = network_widths(unet, config.target_layers, config.per_layer)
+    network = ResidualHypernetwork(widths, structure, initialization=config.weight_initialization, seed=config.seed)
+    network.name, network.description = config.name, config.description
+    return network
+
+
+def outline(network: ResidualHypernetwork) -> dict[str, Any]:
+    """What two networks must share for one to take the other's weights."""
+    return {"widths": {str(key): width for key, width in network.widths.items()}, "structure": json.dumps(asdict(network.structure))}
+
+
+def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, preview: Path | None) -> dict[str, str]:
+    """Strings for the file's header: the base model, how it was trained, when, and a small picture."""
+    metadata = {
+        "base_model": model.name,
+        "base_model_hash": model.hash,
+        "base_model_family": model.family,
+        "prediction_type": model.prediction_type,
+        "vae": model.vae,
+        "clip_skip": str(model.clip_skip),
+        "dataset_size": str(pictures),
+        "settings": json.dumps(plain(config)),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    if preview is not None:
+        metadata["preview"] = _small_jpeg(preview)
+    return metadata
+
+
+def _small_jpeg(path: Path) -> str:
+    """The picture as base64 of a JPEG of at most `PREVIEW_SIDE` pixels a side."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

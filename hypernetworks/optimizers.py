@@ -1,0 +1,43 @@
+"""Optimizers by name, with their arguments as a user writes them."""
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .errors import ConfigError
+
+UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # LBFGS wants the loss evaluated again and again, SparseAdam sparse gradients
+
+
+def optimizer_names() -> list[str]:
+    """The classes of `torch.optim` that a network can be trained with."""
+    found = [name for name, value in vars(torch.optim).items() if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)]
+    return sorted(set(found) - set(UNFIT))
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """`betas=(0.9, 0.99), weight_decay=0.01` as keyword arguments. Only literals; raises `ConfigError` for anything else."""
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError(text)
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise ConfigError(f"Optimizer arguments: {text!r} is not of the form betas=(0.9, 0.99), weight_decay=0.01.") from None
+
+
+def make_optimizer(name: str, arguments: str, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """An optimizer of `torch.optim` over parameter groups. Raises `ConfigError` for a name or argument that it does not know."""
+    if name not in optimizer_names():
+        near = difflib.get_close_matches(name, optimizer_names(), n=1, cutoff=0.3)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"Optimizer: torch.optim has no {name!r} that fits.{hint}")
+    keywords = read_arguments(arguments)
+    try:
+        return getattr(torch.optim, name)(groups, **keywords)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Optimizer arguments: {name} refuses {arguments!r}: {error}.") from None

@@ -1,0 +1,69 @@
+"""Who may import whom. The picture in docs/architecture.md stays true because of this file."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hypernetworks"
+GROUND = ("residual", "attention", "schedule", "prompt", "config", "losses", "optimizers", "dataset", "host")
+HOST_LIBRARIES = {"diffusers", "transformers", "omegaconf", "peft"}
+WEB_UI = {"modules", "modules_forge", "backend", "ldm", "ldm_patched", "sgm"}
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level names of absolute imports, and `.name` for the package's own modules."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            within = file.relative_to(PACKAGE).parts[:-1]
+            outer = within[: len(within) - (node.level - 1)]
+            path = [*outer, *(node.module or "").split(".")]
+            path = [part for part in path if part]
+            found |= {"." + path[0]} if path else {"." + alias.name for alias in node.names}
+    return found
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(file for file in PACKAGE.rglob("*.py") if not folders or file.relative_to(PACKAGE).parts[0] in folders)
+
+
+def core() -> list[Path]:
+    outside = ("ui", "hosts", "embedded")
+    return [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in outside]
+
+
+@pytest.mark.parametrize("name", GROUND)
+def test_the_ground_floor_imports_no_sibling_but_errors(name):
+    assert {found for found in imports(PACKAGE / f"{name}.py") if found.startswith(".")} <= {".errors"}
+
+
+def test_the_core_knows_no_gradio_and_no_host():
+    for file in core():
+        assert not imports(file) & ({"gradio"} | HOST_LIBRARIES | WEB_UI), file
+
+
+def test_only_the_ui_imports_gradio():
+    assert [file for file in modules() if "gradio" in imports(file) and file.relative_to(PACKAGE).parts[0] != "ui"] == []
+
+
+def test_the_ui_knows_only_the_protocol():
+    for file in modules("ui"):
+        assert not imports(file) & (HOST_LIBRARIES | WEB_UI | {".hosts", ".embedded"}), file
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, hypernetworks; print(sorted({'torch', 'gradio', 'diffusers', 'accelerate'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_had():
+    import hypernetworks
+
+    for name in hypernetworks.__all__:
+        assert getattr(hypernetworks, name) is not None

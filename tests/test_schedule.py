@@ -1,0 +1,72 @@
+"""Learning rates over training steps and strengths over sampling steps."""
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypernetworks.errors import ConfigError
+from hypernetworks.schedule import LearningRate, strength_at
+
+
+def test_a1111_syntax_is_a_staircase():
+    rate = LearningRate.parse("0.005:100, 1e-3:1000, 1e-5", curve="cosine")
+    assert [rate.at(step, 5000) for step in (1, 100, 101, 1000, 1001, 5000)] == [5e-3, 5e-3, 1e-3, 1e-3, 1e-5, 1e-5]
+
+
+def test_step_minus_one_holds_to_the_end():
+    assert LearningRate.parse("1e-3:-1").at(10**6, 10**6) == 1e-3
+
+
+def test_a_stage_that_ends_early_goes_on():
+    assert LearningRate.parse("1e-3:10, 1e-4:20").at(500, 1000) == 1e-4
+
+
+def test_cosine_is_half_way_in_the_middle_and_ends_at_its_floor():
+    rate = LearningRate.parse("2.0", "cosine")
+    assert rate.at(1, 1001) == pytest.approx(2.0)
+    assert rate.at(501, 1001) == pytest.approx(2.0 * (0.01 + 0.99 * 0.5))
+    assert rate.at(1001, 1001) == pytest.approx(0.02)
+
+
+def test_linear_falls_evenly():
+    rate = LearningRate.parse("1.0", "linear")
+    falls = [rate.at(step, 100) - rate.at(step + 1, 100) for step in range(1, 100)]
+    assert max(falls) - min(falls) < 1e-12
+
+
+def test_warm_up_rises_evenly_and_then_the_rate_is_whole():
+    rate = LearningRate.parse("1.0", "constant", warmup_steps=4)
+    assert [rate.at(step, 100) for step in (1, 2, 3, 4, 5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("text", ["", "fast", "1e-3:", "1e-3:x", "1e-3:0", "1e-3:-2", "nan", "inf", "-1e-3", "1e-3:100, 1e-4:50", ":", "1e-3::5"])
+def test_what_cannot_be_read_is_named(text):
+    if text == "1e-3:":
+        assert LearningRate.parse(text).at(1, 1) == 1e-3  # as A1111: an empty step is no step
+    else:
+        with pytest.raises(ConfigError, match="Learning rate"):
+            LearningRate.parse(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text):
+    try:
+        rate = LearningRate.parse(text)
+    except ConfigError:
+        return
+    assert math.isfinite(rate.at(1, 10)) and rate.at(1, 10) >= 0
+
+
+@given(st.lists(st.tuples(st.floats(1e-8, 1), st.integers(1, 500)), min_size=1, max_size=5), st.integers(1, 600))
+def test_the_rate_is_that_of_the_first_stage_that_reaches_the_step(stages, step):
+    ends = sorted({until for _, until in stages})
+    stages = [(rate, until) for (rate, _), until in zip(stages, ends)]
+    found = LearningRate.parse(", ".join(f"{rate!r}:{until}" for rate, until in stages)).at(step, 600)
+    assert found == next((rate for rate, until in stages if until >= step), stages[-1][0])
+
+
+def test_strength_acts_within_its_share_of_the_steps():
+    assert [strength_at(0.25, 0.75, step, 8) for step in range(8)] == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert all(strength_at(0.0, 1.0, step, 8) == 1 for step in range(8))
+    assert all(strength_at(0.5, 0.5, step, 8) == 0 for step in range(8))
