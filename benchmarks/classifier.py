@@ -32,13 +32,13 @@ COLORLESS = ("sepia", OTHER)  # styles that do not keep the shape's colour
 class Effort:
     """How much the judge learns from: renders, how many of them also pass the autoencoder, and passes over all of it."""
 
-    renders: int = 7000
-    round_trips: int = 2000
-    epochs: int = 10
-    held_out: int = 400
+    renders: int = 6000
+    round_trips: int = 1500
+    epochs: int = 8
+    held_out: int = 900
 
 
-SMALL = Effort(renders=2400, round_trips=400, epochs=5, held_out=120)
+SMALL = Effort(renders=2400, round_trips=400, epochs=5, held_out=240)
 
 
 @dataclass
@@ -60,10 +60,10 @@ class Judge(nn.Module):
 
         self.body = nn.Sequential(
             nn.AvgPool2d(2),
-            *block(3, 24, 1), *block(24, 40, 2), *block(40, 40, 1), *block(40, 80, 2), *block(80, 80, 1), *block(80, 128, 2), *block(128, 128, 1),
+            *block(3, 24, 2), *block(24, 48, 2), *block(48, 48, 1), *block(48, 96, 2), *block(96, 96, 1),
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2),
         )
-        self.heads = nn.ModuleList(nn.Linear(128 * 16, classes) for classes in (len(STYLES), len(shapes.SHAPES), len(COLORS)))
+        self.heads = nn.ModuleList(nn.Linear(96 * 16, classes) for classes in (len(STYLES), len(shapes.SHAPES), len(COLORS)))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self.body(pixels - 0.5)
@@ -176,7 +176,7 @@ def prepare(autoencoder: nn.Module, folder: Path, effort: Effort = Effort()) -> 
         kept = torch.load(path, weights_only=True)
         judge.load_state_dict(kept["judge"])
         return judge.eval(), kept["accuracy"]
-    shown, hidden = renders(effort.renders, seed=1), renders(effort.held_out * len(STYLES) // 2, seed=2)
+    shown, hidden = renders(effort.renders, seed=1), renders(effort.held_out, seed=2)
     chosen = slice(0, effort.round_trips)
     trips = round_trip(autoencoder, shown.pixels[chosen])
     # Round trips are what generated pictures look like, so they are shown twice as often.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import ModelUnfit
 
-PROJECTION = re.compile(r"^(?P<layer>.+\.(?P<attention>attn[12]))\.to_(?P<part>q|k|v|out)(?P<suffix>\.0)?$")
+PROJECTION = re.compile(r"^(?P<layer>.+\.(?P<attention>attn[12]))\.to_(?P<part>q|k|v|out(?=\.0))(\.0)?$")
 BLOCKS = {"down_blocks": "input", "mid_block": "middle", "up_blocks": "output"}
 
 

@@ -1,36 +1,49 @@
-"""Pictures, their captions, and the aspect-ratio buckets that they are cut to."""
+"""Pictures: read from a folder, sorted into aspect-ratio buckets, cut and turned into tensors."""
 from __future__ import annotations
 
 import hashlib
 import json
 import math
 import os
-import random
-import re
 import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from .captions import Captions, find_caption
 from .errors import DatasetError
+
+__all__ = ["Bucket", "Captions", "Crop", "Dataset", "Picture", "UnreadablePicture", "bucket_of", "buckets", "crop_of", "load_pixels"]
+__all__ += ["read_folder", "write_caption"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
-OTHER_PICTURES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".tga", ".ico", ".svg", ".dng", ".cr2", ".nef")
-LONGEST_CAPTION = 1 << 16  # bytes; a text encoder reads some hundred
+OTHER_PICTURES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".tga", ".svg", ".dng", ".cr2", ".nef", ".arw")
 MAX_ASPECT = 2.0  # long side over short side of the longest bucket
 CROP_ZOOM = 9 / 8  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut differently
+SMALL = 2.0  # pictures that have to be enlarged more than this are warned about
 WORKERS = 4  # threads that read pictures; hashing and decoding run outside Python's lock
 NAMED = 3  # files that a warning names before it says how many more
-ORIENTATION = 0x0112  # EXIF tag
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -55,31 +68,12 @@ class Dataset:
 
     def without(self, unreadable: Iterable[tuple[Path, str]]) -> Dataset:
         """The same dataset less the files of `unreadable`, which are named as skipped. Raises `DatasetError` where nothing is left."""
-        unreadable = list(unreadable)
-        gone = {path for path, _ in unreadable}
+        skipped = [*self.skipped, *unreadable]
+        gone = {path for path, _ in skipped}
         kept = [picture for picture in self.pictures if picture.path not in gone]
         if not kept:
-            path, reason = unreadable[0]
-            raise DatasetError(f"None of the pictures can be used; {path.name}, for one, {reason}.")
-        return Dataset(kept, [*self.skipped, *unreadable], list(self.warnings))
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A size in pixels that pictures of a similar shape are cut to."""
-
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a bucket lies in a picture that was resized to `width` x `height`; `left` and `top` are its corner. All in pixels."""
-
-    width: int
-    height: int
-    left: int
-    top: int
+            raise DatasetError(_none_usable(skipped))
+        return Dataset(kept, skipped, list(self.warnings))
 
 
 class UnreadablePicture(DatasetError):
@@ -108,25 +102,39 @@ def read_folder(
     folder = Path(folder).expanduser()
     files, texts, skipped = _list(folder)
     index = _Index(cache, folder)
-    pictures, warnings = [], _Warnings()
+    pictures: list[Picture] = []
+    complaints: dict[str, list[Path]] = defaultdict(list)
     for done, (path, facts) in enumerate(index.look_up(files, check), 1):
         if isinstance(facts, UnreadablePicture):
             skipped.append((path, facts.reason))
         else:
-            caption, source = _caption_of(path, texts, warnings)
+            text_file = texts.get(path.stem) or texts.get(path.stem.lower())
+            caption, source, complaint = find_caption(path, text_file)
             pictures.append(Picture(path, facts.width, facts.height, caption, source, facts.key))
+            if complaint:
+                complaints[complaint].append(text_file)
         if progress:
             progress(done, len(files))
     index.save()
     if not pictures:
-        raise DatasetError(_nothing_found(folder, skipped))
-    _compare(pictures, resolution, shared_caption, warnings)
-    return Dataset(pictures, skipped, warnings.sentences())
+        raise DatasetError(_none_usable(skipped) if skipped else _nothing_found(folder))
+    warnings = [f"Caption file {_names(files)}: {complaint}." for complaint, files in complaints.items()]
+    return Dataset(pictures, skipped, warnings + _warnings(pictures, resolution, shared_caption))
+
+
+def write_caption(picture: Picture, caption: str) -> Picture:
+    """Writes a picture's caption into the text file beside it. Gives the picture as `read_folder` would read it now."""
+    caption = " ".join(caption.split())
+    try:
+        _replace(picture.path.with_suffix(".txt"), caption.encode("utf-8", "replace"))
+    except OSError as error:
+        raise DatasetError(f"The caption of {picture.path.name} could not be written: {error.strerror}.") from None
+    return replace(picture, caption=caption or None, caption_from="text file" if caption else None)
 
 
 def _list(folder: Path) -> tuple[list[os.DirEntry], dict[str, Path], list[tuple[Path, str]]]:
-    """Picture files, caption files by lower-cased stem, and pictures of formats that are not read."""
-    if str(folder) in ("", "."):
+    """Picture files, caption files by stem (as it is and lower-cased), and pictures of formats that are not read."""
+    if str(folder) == ".":  # what an empty text becomes
         raise DatasetError("No folder of pictures was given.")
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -138,25 +146,56 @@ def _list(folder: Path) -> tuple[list[os.DirEntry], dict[str, Path], list[tuple[
         raise DatasetError(f"The folder {folder} cannot be read: {error.strerror}.") from None
     files, texts, skipped = [], {}, []
     for entry in entries:
-        stem, suffix = os.path.splitext(entry.name.lower())
+        stem, suffix = os.path.splitext(entry.name)
+        suffix = suffix.lower()
         if stem.startswith(".") or not entry.is_file():
             continue
         if suffix in SUFFIXES:
             files.append(entry)
         elif suffix == ".txt":
-            texts[stem] = folder / entry.name
+            texts[stem] = Path(entry.path)
+            texts.setdefault(stem.lower(), Path(entry.path))
         elif suffix in OTHER_PICTURES:
-            skipped.append((folder / entry.name, f"is a {suffix[1:]} file; save it as png, jpg or webp"))
+            skipped.append((Path(entry.path), f"is a {suffix[1:]} file; save it as png, jpg or webp"))
     return files, texts, skipped
 
 
-def _nothing_found(folder: Path, skipped: list[tuple[Path, str]]) -> str:
-    if skipped:
-        path, reason = skipped[0]
-        return f"None of the {len(skipped)} pictures in {folder} can be used; {path.name}, for one, {reason}."
+def _nothing_found(folder: Path) -> str:
     inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     hint = f" Choose one of the folders within it, such as {inner[0]}." if inner else ""
     return f"The folder {folder} holds no pictures (png, jpg, webp or bmp).{hint}"
+
+
+def _none_usable(skipped: Sequence[tuple[Path, str]]) -> str:
+    path, reason = skipped[0]
+    if len(skipped) == 1:
+        return f"The only picture, {path.name}, cannot be used: it {reason}."
+    return f"None of the {len(skipped)} pictures can be used; {path.name}, for one, {reason}."
+
+
+def _names(paths: Sequence[Path]) -> str:
+    named = ", ".join(path.name for path in paths[:NAMED])
+    return named if len(paths) <= NAMED else f"{named} and {len(paths) - NAMED} more"
+
+
+def _warnings(pictures: Sequence[Picture], resolution: int, shared_caption: str) -> list[str]:
+    warnings = []
+    bare = [picture.path for picture in pictures if picture.caption is None]
+    if bare and not shared_caption:
+        warnings.append(
+            f"{len(bare)} of {len(pictures)} pictures have no caption ({_names(bare)}): there is no text in a .txt file beside them, and their "
+            "names say nothing. Give one caption for all of them, or write a .txt file for each."
+        )
+    same: dict[str, list[Path]] = defaultdict(list)
+    for picture in pictures:
+        same[picture.key].append(picture.path)
+    warnings += [f"The same picture is there {len(paths)} times: {_names(paths)}." for paths in same.values() if len(paths) > 1]
+    small = [picture.path for picture in pictures if SMALL**2 * picture.width * picture.height < resolution**2]
+    if small:
+        warnings.append(
+            f"{len(small)} of {len(pictures)} pictures have to be enlarged more than twofold to {resolution} pixels and will teach blur ({_names(small)})."
+        )
+    return warnings
 
 
 # --- sizes and hashes -------------------------------------------------------------------------------------------------------------
@@ -233,3 +272,114 @@ def _read_facts(path: Path, check: bool) -> _Facts:
         if check:
             image.load()
     return _Facts(width, height, digest.hexdigest()[:32], check)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file's header, decoded when asked for. Raises `UnreadablePicture` for whatever goes wrong within."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError:
+        raise UnreadablePicture(path, "is not a png, jpg, webp or bmp picture, whatever its name says") from None
+    except Image.DecompressionBombError:
+        raise UnreadablePicture(path, "has more pixels than can be opened safely") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # what Pillow's readers raise
+        raise UnreadablePicture(path, f"is damaged: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8, from the header alone: asking Pillow for a png's EXIF decodes it where there is none."""
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):  # a broken EXIF block does not spoil the picture
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB, upright, its transparent parts on white. Raises `UnreadablePicture`."""
+    with _opened(path) as image:
+        turn = _TURNS.get(_orientation(image))
+        image.load()
+        image = _rgb(image)
+        return image.transpose(turn) if turn is not None else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+        values = numpy.asarray(image).astype(numpy.float32) / 257
+        image = Image.fromarray(values.round().clip(0, 255).astype(numpy.uint8))
+    elif "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A size in pixels that pictures of a similar shape are cut to."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where a bucket lies in a picture that was resized to `width` x `height`; `left` and `top` are its corner. All in pixels."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+@lru_cache
+def buckets(resolution: int, step: int, factor: int = 8) -> tuple[Bucket, ...]:
+    """The square of side `resolution` (rounded to `factor`, the pixels per latent cell), then oblong buckets of about the same area,
+    sides multiples of `step`, up to an aspect of 2:1 both ways."""
+    side = max(factor, round(resolution / factor) * factor)
+    step = math.ceil(step / factor) * factor
+    found = [Bucket(side, side)]
+    for long in range((side // step + 1) * step, side * 3 // 2 + 1, step):  # beyond, 2:1 would be much larger than the square
+        ideal = side * side / long
+        fitting = [short for short in range(step, side, step) if long <= MAX_ASPECT * short]
+        if fitting:
+            short = min(fitting, key=lambda short: abs(math.log(short / ideal)))
+            found += [Bucket(long, short), Bucket(short, long)]
+    return tuple(found)
+
+
+def bucket_of(width: int, height: int, resolution: int, step: int, factor: int = 8) -> Bucket:
+    """The bucket whose aspect is nearest to that of `width` x `height`."""
+    return min(buckets(resolution, step, factor), key=lambda bucket: abs(math.log(bucket.width * height / (bucket.height * width))))
+
+
+def crop_of(width: int, height: int, bucket: Bucket, crop: int = 0, flip: bool = False) -> Crop:
+    """How a picture of `width` x `height` is resized to cover `bucket`, and where the bucket is cut out.
+
+    Crop 0 is the centre of the whole picture. The others are cut from a picture enlarged by `CROP_ZOOM`, at places that spread evenly
+    (the R2 sequence, Roberts 2018). With `flip` the place is that in the mirrored picture.
+    """
+    scale = max(bucket.width / width, bucket.height / height) * (CROP_ZOOM if crop else 1)
+    width, height = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
+    across, down = (0.5 + crop * 0.7548776662466927) % 1, (0.5 + crop * 0.5698402909980532) % 1
+    left, top = int(across * (width - bucket.width + 1)), int(down * (height - bucket.height + 1))
+    return Crop(width, height, width - bucket.width - left if flip else left, top)
+
+
+def load_pixels(picture: Picture, bucket: Bucket, crop: int = 0, flip: bool = False) -> torch.Tensor:
+    """The picture cut to `bucket`, [3, height, width] float32 in -1..1. Raises `UnreadablePicture`."""
+    image = open_picture(picture.path)
+    place = crop_of(image.width, image.height, bucket, crop)
+    image = image.resize((place.width, place.height), Image.Resampling.LANCZOS)
+    image = image.crop((place.left, place.top, place.left + bucket.width, place.top + bucket.height))
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(numpy.array(image))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1

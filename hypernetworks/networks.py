@@ -1,9 +1,7 @@
 """A new network for a model, and what its file says of how it came to be."""
 from __future__ import annotations
 
-import base64
 import datetime
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +12,9 @@ from torch import nn
 
 from .attention import network_widths
 from .config import TrainingConfig, plain
+from .files import preview_text
 from .host import ModelFacts
 from .residual import ResidualHypernetwork, ResidualStructure
-
-PREVIEW_SIDE = 256  # pixels of the picture within a file
 
 
 def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork:
@@ -56,15 +53,6 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if preview is not None:
-        metadata["preview"] = _small_jpeg(preview)
+        with Image.open(preview) as picture:
+            metadata["preview"] = preview_text(picture)
     return metadata
-
-
-def _small_jpeg(path: Path) -> str:
-    """The picture as base64 of a JPEG of at most `PREVIEW_SIDE` pixels a side."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -6,7 +6,6 @@ An input x becomes `x + strength * f(x)`, with one f for the keys and one for th
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,9 @@ Key = int | str
 """What a pair is found by: the width of its input, or the name of its attention layer."""
 
 INITIALIZATIONS = ("zero", "Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
+
+_LARGEST_MULTIPLE = 1000
+_LARGEST_WIDTH = 2**20
 
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     **{name.lower(): getattr(torch_activations, name) for name in torch_activations.__all__},
@@ -62,8 +64,10 @@ class ResidualStructure:
         activation = str(self.activation or "linear").lower()
         if len(multiples) < 2 or multiples[0] != 1 or multiples[-1] != 1:
             raise ConfigError(f"A layer structure begins and ends with 1, like 1, 2, 1; this one is {_listed(multiples)}.")
-        if not all(0 < multiple < math.inf for multiple in multiples):
-            raise ConfigError(f"The widths in a layer structure are positive multiples; this one is {_listed(multiples)}.")
+        if not all(0 < multiple <= _LARGEST_MULTIPLE for multiple in multiples):
+            raise ConfigError(
+                f"The numbers in a layer structure are multiples above 0 and up to {_LARGEST_MULTIPLE}; this one is {_listed(multiples)}."
+            )
         if dropout and len(dropout) != len(multiples):
             raise ConfigError(
                 f"A dropout structure has one number for each of the layer structure's {len(multiples)}; this one has {len(dropout)}."
@@ -77,7 +81,7 @@ class ResidualStructure:
         if self.upsample_linear and not self.skip_connection:
             raise ConfigError("Learned upsampling is a part of skip connections: switch both on, or neither.")
         object.__setattr__(self, "layer_structure", multiples)
-        object.__setattr__(self, "dropout_structure", dropout if any(dropout) else ())
+        object.__setattr__(self, "dropout_structure", (0.0, *dropout[1:]) if any(dropout[1:]) else ())
         object.__setattr__(self, "activation", activation)
 
     def widths(self, width: int) -> tuple[int, ...]:
@@ -143,11 +147,11 @@ class ResidualMLP(nn.Module):
         for block in self.linear:
             if block.upsample_layer is not None:
                 block.upsample_layer.weight.data = _nearest(torch.eye(block.inputs), block.outputs).T.contiguous()
-        identity = torch.eye(self.linear[0].inputs)
-        carried = identity
+        places = torch.arange(self.linear[0].inputs, dtype=torch.float32)[None]
+        carried = places
         for block in self.linear:
             carried = block.short_cut(carried)
-        if not torch.equal(carried, identity):
+        if not torch.equal(carried, places):
             raise ConfigError(
                 "Zero initial weights are not possible here: short cuts through this layer structure do not bring the input back unchanged; "
                 "use layers that are not narrower than the input, such as 1, 2, 1, or other initial weights."
@@ -199,8 +203,8 @@ class ResidualHypernetwork(nn.Module):
             raise ConfigError("A hypernetwork has pairs by width or pairs by attention layer, not both.")
         if any(isinstance(key, int) and key != width for key, width in widths.items()):
             raise ConfigError("A pair that is found by width takes inputs of that width.")
-        if not all(isinstance(width, int) and width > 0 for width in widths.values()):
-            raise ConfigError("The width of a pair's input is a positive whole number.")
+        if not all(isinstance(width, int) and 0 < width <= _LARGEST_WIDTH for width in widths.values()):
+            raise ConfigError(f"The width of a pair's input is a whole number from 1 to {_LARGEST_WIDTH}.")
         if initialization is not None and initialization not in INITIALIZATIONS:
             raise ConfigError(f"There are no initial weights {initialization!r}; there are {', '.join(INITIALIZATIONS)}.")
         self.structure = structure or ResidualStructure()
@@ -244,8 +248,10 @@ class ResidualHypernetwork(nn.Module):
             if odd := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
                 raise ConfigError(
                     f"its {part} network for {key} does not fit its structure: {odd[0]} is {_shape(found.get(odd[0]))} "
-                    f"where {_shape(wanted.get(odd[0]))} is expected"
+                    f"where {_shape(wanted.get(odd[0]))} is expected."
                 )
+            if odd := [name for name, weight in state.items() if not weight.is_floating_point()]:
+                raise ConfigError(f"its {part} network for {key} holds something else than weights: {odd[0]} is {state[odd[0]].dtype}.")
             with torch.inference_mode(False), torch.no_grad():
                 copies = {name: weight.detach().to(torch.float32, copy=True).contiguous() for name, weight in state.items()}
                 f.load_state_dict(copies, assign=True)

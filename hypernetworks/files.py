@@ -1,0 +1,292 @@
+"""Hypernetwork files: safetensors with all that rebuilds the network, and the `.pt` files of the field. Nothing in a file is ever run.
+
+The layouts are described in docs/formats.md.
+"""
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import hashlib
+import io
+import json
+import os
+import secrets
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from PIL import Image
+
+from . import legacy
+from .errors import ConfigError, FileRefused, NameRefused, NameTaken, TrainingFailed
+from .residual import Key, ResidualHypernetwork, ResidualStructure
+
+FORMAT = "hypernetworks"
+VERSION = 1
+SUFFIXES = (".safetensors", ".pt")
+_OWN_METADATA = ("format", "format_version", "kind", "pairs", "structure", "name", "description", "step")
+_LONGEST_NAME = 200  # bytes; file systems take 255, suffixes need some
+_FORBIDDEN = '/\\<>:"|?*'
+_RESERVED = {"con", "prn", "aux", "nul", "none", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file says about itself. `metadata`: base_model, base_model_hash, dataset_size, settings (JSON), date (ISO), preview, ..."""
+
+    kind: str  # "residual"
+    widths: Mapping[Key, int]
+    structure: ResidualStructure
+    name: str
+    description: str
+    step: int
+    metadata: Mapping[str, str]
+    size: int  # bytes
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Widths, or names of attention layers."""
+        return tuple(self.widths)
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one pair per attention layer instead of one per width."""
+        return any(isinstance(key, str) for key in self.widths)
+
+    @property
+    def preview(self) -> bytes | None:
+        """The preview as a JPEG file's bytes."""
+        try:
+            return base64.b64decode(self.metadata.get("preview", ""), validate=True) or None
+        except (binascii.Error, ValueError):
+            return None
+
+
+def load(path: str | Path) -> ResidualHypernetwork:
+    """The network in a file of any variant, float32 on the CPU, in eval mode. Raises `FileRefused`, and `UnsafeFile` for code."""
+    path = Path(path)
+    network = legacy.load(path) if _suffix(path) == ".pt" else _load_safetensors(path)
+    return network.eval()
+
+
+def describe(path: str | Path) -> FileFacts:
+    """What a file says about itself: from the header alone for safetensors, after loading for `.pt`. Raises as `load` does."""
+    path = Path(path)
+    if _suffix(path) == ".safetensors":
+        return _read_header(path)[0]
+    network = legacy.load(path)
+    return FileFacts(
+        "residual", network.widths, network.structure, network.name, network.description, network.step, network.metadata, path.stat().st_size
+    )
+
+
+def save(network: ResidualHypernetwork, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes `.safetensors` with full metadata, or `.pt` in A1111's layout; the file is there whole or not at all.
+
+    Raises `NameTaken` for an existing file unless it may be overwritten, `NameRefused`, `TrainingFailed` where it cannot be written, and
+    `ConfigError` for a network that a `.pt` cannot hold.
+    """
+    path = Path(path)
+    check_name(path.stem)
+    if path.suffix.lower() not in SUFFIXES:
+        raise NameRefused(f"A hypernetwork file ends in {' or '.join(SUFFIXES)}, and {path.name!r} does not.")
+    if path.exists() and not overwrite:
+        raise NameTaken(f"There is a file {path.name} already: choose another name, or allow it to be overwritten.")
+    data = legacy.to_bytes(network) if path.suffix.lower() == ".pt" else _to_safetensors(network)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    return path
+
+
+def load_optimizer(path: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and state of the optimizer that A1111 kept in `<path>.optim`; None without it or where it belongs to other weights."""
+    path = Path(path)
+    sidecar = path.with_name(path.name + ".optim")
+    if not sidecar.is_file():
+        return None
+    contents = legacy.unpickle(sidecar)
+    state = contents.get("optimizer_state_dict") if isinstance(contents, dict) else None
+    if not isinstance(state, dict) or contents.get("hash") != short_hash(path):
+        return None
+    return str(contents.get("optimizer_name", "AdamW")), state
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a file's name on every system and stand in a `<hypernet:name:1>` tag. Raises `NameRefused`."""
+    plain = unicodedata.normalize("NFKC", name)  # look-alikes of the characters and words that count
+    if not name.strip():
+        raise NameRefused("A hypernetwork needs a name.")
+    if odd := sorted({letter for letter in _FORBIDDEN if letter in name or letter in plain}):
+        raise NameRefused(f"The name {name!r} cannot be used: it contains {' '.join(odd)}, which no file name or tag can hold.")
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+        raise NameRefused(f"The name {name!r} cannot be used: it contains an invisible character.")
+    if name != name.strip() or name.startswith(".") or name.endswith("."):
+        raise NameRefused(f"The name {name!r} cannot be used: it begins or ends with a dot or a space.")
+    if plain.split(".")[0].strip().lower() in _RESERVED:
+        raise NameRefused(f"The name {name!r} cannot be used: it is reserved, by Windows or for 'no hypernetwork'.")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise NameRefused(f"The name is too long: {len(name.encode())} bytes, and {_LONGEST_NAME} fit.")
+    return name
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path` and renames it: whatever happens, `path` is the old file or the whole new one.
+
+    Raises `TrainingFailed` where the disk is full or the folder cannot be written; the old file and the folder are then as before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except Exception as error:  # for a full disk each library raises an error of its own kind
+        if _is_disk_full(error):
+            raise TrainingFailed(f"{path.name} was not saved: the disk of {path.parent} is full. Free some space and save again.") from error
+        if isinstance(error, OSError):
+            raise TrainingFailed(f"{path.name} was not saved: {path.parent} cannot be written ({error.strerror or error}).") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def short_hash(path: str | Path) -> str:
+    """The first 10 hex digits of the file's sha256, as A1111 shows them."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:10]
+
+
+def preview_text(image: Image.Image, side: int = 256) -> str:
+    """A picture as `metadata["preview"]` holds it: a JPEG of at most `side` pixels, base64."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _suffix(path: Path) -> str:
+    """The suffix of a file that may be read."""
+    if not path.is_file():
+        raise FileRefused(f"There is no file {path}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise FileRefused(f"{path.name} is of another format: hypernetworks are {' and '.join(SUFFIXES)} files.")
+    if path.stat().st_size == 0:
+        raise FileRefused(f"{path.name} is empty: get it again.")
+    return path.suffix.lower()
+
+
+def _to_safetensors(network: ResidualHypernetwork) -> bytes:
+    tensors = {
+        f"{key}.{part}.{name}": weight.detach().cpu().contiguous()
+        for key in network.keys
+        for part, f in zip("kv", network.pair(key), strict=True)
+        for name, weight in f.state_dict().items()
+    }
+    metadata = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **network.metadata}
+    metadata |= {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "kind": "residual",
+        "pairs": json.dumps(list(network.widths.items())),
+        "structure": json.dumps(asdict(network.structure)),
+        "name": network.name,
+        "description": network.description,
+        "step": str(network.step),
+    }
+    return safetensors.torch.save(tensors, metadata)
+
+
+def _load_safetensors(path: Path) -> ResidualHypernetwork:
+    facts, names = _read_header(path)
+    try:
+        network = ResidualHypernetwork(facts.widths, facts.structure, initialization=None)
+        wanted = {
+            key: [{name: f"{key}.{part}.{name}" for name in f.state_dict()} for part, f in zip("kv", network.pair(key), strict=True)]
+            for key in network.keys
+        }
+        if odd := sorted(names ^ {name for pair in wanted.values() for part in pair for name in part.values()}):
+            raise ConfigError(f"its weights do not fit its structure: {odd[0]} is {'not expected' if odd[0] in names else 'missing'}.")
+        with safetensors.safe_open(path, framework="pt") as file:
+            for key, pair in wanted.items():
+                network.assign(key, [{name: file.get_tensor(stored) for name, stored in part.items()} for part in pair])
+    except (ConfigError, safetensors.SafetensorError) as error:
+        raise FileRefused(f"{path.name} cannot be used as a hypernetwork: {error}") from error
+    network.name, network.description, network.step = facts.name, facts.description, facts.step
+    network.metadata = dict(facts.metadata)
+    return network
+
+
+def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
+    """What the header says, and the names of the tensors; no weight is read."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata, names = dict(file.metadata() or {}), set(file.keys())
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise FileRefused(f"{path.name} is damaged, incomplete or no safetensors file: get it again.") from error
+    if metadata.get("format") != FORMAT:
+        raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
+    if metadata.get("format_version") != str(VERSION) or metadata.get("kind") != "residual":
+        raise FileRefused(f"{path.name} was written by a newer version of this extension: update it, or get the file in another format.")
+    try:
+        widths, structure = _pairs(metadata.get("pairs", "")), _structure(metadata.get("structure", ""))
+        step = int(metadata.get("step", ""))
+        if len(widths) * 4 * (len(structure.layer_structure) - 1) > len(names):
+            raise ValueError("more layers than weights")
+    except (ConfigError, ValueError, TypeError, RecursionError) as error:
+        raise FileRefused(f"{path.name} is damaged: its header does not describe a hypernetwork ({error}).") from error
+    others = {name: text for name, text in metadata.items() if name not in _OWN_METADATA}
+    name, description = metadata.get("name", "") or path.stem, metadata.get("description", "")
+    return FileFacts("residual", widths, structure, name, description, step, others, path.stat().st_size), names
+
+
+def _pairs(text: str) -> dict[Key, int]:
+    """`[[key, width], ...]` as a mapping. Raises ValueError or TypeError for anything else."""
+    pairs = {}
+    for key, width in json.loads(text):
+        if type(key) not in (int, str) or type(width) is not int:
+            raise ValueError("not a list of keys and widths")
+        pairs[key] = width
+    return pairs
+
+
+def _structure(text: str) -> ResidualStructure:
+    """The structure in JSON. Raises ValueError, TypeError or `ConfigError` for anything else."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("its structure")
+    kinds = {field.name: type(field.default) for field in fields(ResidualStructure)}
+    for name, value in values.items():
+        if not isinstance(value, list if kinds.get(name) is tuple else kinds.get(name, ())):
+            raise ValueError(f"{name} in its structure")
+    return ResidualStructure(**values)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a renaming last through a power cut; Windows neither needs nor offers it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """safetensors and torch raise their own errors with the system's text in them."""
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    return (isinstance(error, OSError) and error.errno in full) or any(
+        text in str(error) for text in ("No space left on device", "os error 28", "os error 112", "Disk quota exceeded")
+    )

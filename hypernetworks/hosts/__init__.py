@@ -1,0 +1,1 @@
+"""The hosts: what runs the model. Each implements `host.Host`; nothing else knows their names."""

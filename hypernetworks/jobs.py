@@ -1,0 +1,167 @@
+"""The one training run that a page can start, watch, leave and find again. It lives in its own thread, not in the page."""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import TrainingConfig
+from .errors import HostBusy, HypernetworkError
+from .host import Host
+
+if TYPE_CHECKING:
+    from .trainer import Progress
+
+MakeTrainer = Callable[..., Any]
+"""Called with `config=`; gives something with `run(host=, resume=, overwrite=)`, `stop()` and `cancel()`."""
+
+ENDINGS = ("finished", "stopped", "cancelled")
+log = logging.getLogger(__name__)
+
+
+class Curve:
+    """A line of (step, value) that stays short: when it is full, neighbours become their mean and later points mean twice as many."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self.limit, self.stride = limit, 1
+        self._points: list[tuple[float, float]] = []
+        self._open: list[tuple[float, float]] = []
+
+    def add(self, step: float, value: float) -> None:
+        """Appends one value."""
+        self._open.append((step, value))
+        if len(self._open) == self.stride:
+            self._points.append(_mean(self._open))
+            self._open.clear()
+        if len(self._points) >= self.limit:
+            self._points = [_mean(self._points[index : index + 2]) for index in range(0, len(self._points), 2)]
+            self.stride *= 2
+
+    def points(self) -> list[tuple[float, float]]:
+        """At most `limit` + 1 points, oldest first; the last one may stand for fewer steps than the others."""
+        return [*self._points, _mean(self._open)] if self._open else list(self._points)
+
+
+def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(step for step, _ in points) / len(points), sum(value for _, value in points) / len(points)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One picture drawn during training."""
+
+    step: int
+    path: Path
+    prompt: str
+
+
+class Job:
+    """One run, from its start to long after its end. Every attribute may be read from any thread; `lock` guards the lists."""
+
+    def __init__(self, number: int, trainer: Any, config: TrainingConfig) -> None:
+        self.number = number  # counts the runs of this process, so that a page notices another one
+        self.config = config
+        self.lock = threading.Lock()
+        self.events: list[Progress] = []  # all but "preparing" and "step": those are in `last` and the curves
+        self.last: Progress | None = None
+        self.losses, self.validation_losses = Curve(), Curve()
+        self.previews: list[Preview] = []
+        self.error: str | None = None
+        self.ending: str | None = None  # "stop" or "cancel" once asked for
+        self._trainer = trainer
+        self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread is at work, be it for the saving at the end."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def path(self) -> Path | None:
+        """The network's file once the run has ended with one."""
+        last = self.last
+        return last.path if last is not None and last.kind in ENDINGS else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences for the user, in order."""
+        with self.lock:
+            return [event.message for event in self.events if event.kind == "warning"]
+
+    def stop(self) -> None:
+        """Ends the run after the step at hand; the file is saved."""
+        self.ending = self.ending or "stop"
+        self._trainer.stop()
+
+    def cancel(self) -> None:
+        """Ends the run after the step at hand; no file is written."""
+        self.ending = "cancel"
+        self._trainer.cancel()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end, at most `timeout` seconds. True when it came."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return not self.running
+
+    def _start(self, events: Callable[[], Iterator[Progress]], host: Host) -> None:
+        self._thread = threading.Thread(target=self._work, args=(events, host), name=f"training {self.config.name}", daemon=True)
+        self._thread.start()
+
+    def _work(self, events: Callable[[], Iterator[Progress]], host: Host) -> None:
+        try:
+            with host.exclusive():
+                for event in events():
+                    self._note(event)
+        except HypernetworkError as error:
+            self.error = str(error)
+        except Exception as error:  # the thread's end: nobody above could tell the user
+            log.exception("Training %r stopped", self.config.name)
+            reason = f"{type(error).__name__}: {error}".rstrip(": .")
+            self.error = f"Training stopped because of an error inside the program ({reason}); the log has the details."
+
+    def _note(self, event: Progress) -> None:
+        with self.lock:
+            self.last = event
+            if event.kind == "step" and event.loss is not None:
+                self.losses.add(event.step, event.loss)
+            if event.kind == "validation" and event.validation_loss is not None:
+                self.validation_losses.add(event.step, event.validation_loss)
+            if event.kind == "preview":
+                prompts = event.message.split("\n")
+                prompts += [""] * (len(event.pictures) - len(prompts))
+                self.previews += [Preview(event.step, path, prompt) for path, prompt in zip(event.pictures, prompts, strict=False)]
+            if event.kind not in ("preparing", "step"):
+                self.events.append(event)
+
+
+class Jobs:
+    """Starts runs on a host, one at a time, and remembers the last one."""
+
+    def __init__(self, host: Host, make_trainer: MakeTrainer | None = None) -> None:
+        self.host = host
+        self.current: Job | None = None
+        self._make_trainer = make_trainer
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
+        """Starts a run in the background. Raises `HostBusy` while another one is running."""
+        with self._lock:
+            if self.current is not None and self.current.running:
+                raise HostBusy(f"A training run is going on already ({self.current.config.name}); stop it first or wait for its end.")
+            trainer = self._new_trainer(config)
+            self._count += 1
+            self.current = job = Job(self._count, trainer, config)
+            job._start(lambda: trainer.run(host=self.host, resume=resume, overwrite=overwrite), self.host)
+        return job
+
+    def _new_trainer(self, config: TrainingConfig) -> Any:
+        if self._make_trainer is None:
+            from .trainer import HypernetworkTrainer  # torch's optimizers are heavy; a page that never trains never loads them
+
+            self._make_trainer = HypernetworkTrainer
+        return self._make_trainer(config=config)

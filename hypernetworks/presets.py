@@ -1,0 +1,43 @@
+"""Starting points: sets of options that go together, under names that say what they are for."""
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`values` are options of `TrainingConfig` that differ from the defaults; `help` is one sentence on what it is for."""
+
+    help: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    "Style": Preset("A manner of drawing or painting, from 10 to 100 pictures of different things in that manner."),
+    "Subject": Preset(
+        "One person, animal or thing, from 5 to 30 pictures of it in different places.",
+        {"target_layers": ("attn2",), "caption_template": "a picture of [name], [filewords]", "caption_dropout": 0.05},
+    ),
+    "Quick try": Preset(
+        "Is it going anywhere? A short run with frequent previews, to be followed by a longer one.",
+        {"max_steps": 200, "preview_every": 50, "validation_every": 25},
+    ),
+    "A1111-compatible": Preset(
+        "A file that every web UI's own hypernetwork code can read too: one pair of networks per width. Learns textures less well.",
+        {"per_layer": False},
+    ),
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of the preset of that name, in any case. Raises `ConfigError` that names the nearest one."""
+    known = {known.lower(): known for known in PRESETS}
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {known[near[0]]!r}?" if near else f"there are {', '.join(PRESETS)}."
+        raise ConfigError(f"There is no preset {name!r}: {hint}")
+    return dict(PRESETS[known[name.lower()]].values)
