@@ -4,13 +4,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .captions import Captions
 from .config import TrainingConfig
-from .dataset import Bucket, Dataset, Picture, bucket_of, crop_of
+from .dataset import Dataset, Picture
 from .host import Conditioning, Host, PictureSize
 from .latents import CaptionStore, LatentStore
 from .plan import Plan, generator_for, random_for, split, timesteps_for
@@ -42,20 +43,19 @@ class Batches:
         self.captions = Captions(
             config.caption_template, config.name, config.shared_caption, config.shuffle_tags, config.tag_dropout, config.caption_dropout
         )
-        self.latents = LatentStore(host.folders.data / "latents", host)
+        self.latents = LatentStore(host.folders.data / "latents", host, config.resolution, config.bucket_step)
         self.texts = CaptionStore(host)
-        self.resolution = config.resolution or host.model.resolution
 
     def prepare(self) -> Iterator[tuple[int, int, str]]:
         """Encodes pictures and fixed captions; yields (done, total, what). Unreadable pictures are left out and named in `warnings`."""
-        for done, total in self.latents.prepare(self.dataset.pictures, self.bucket_of, self.config.crops, self.config.flip):
+        for done, total in self.latents.prepare(self.dataset.pictures, self.config.crops, self.config.flip):
             yield done, total, "Encoding pictures"
-        if self.latents.unreadable:
-            self.dataset = self.dataset.without(self.latents.unreadable)
-            self.warnings += [f"{path.name} was left out: it {reason}." for path, reason in self.latents.unreadable]
+        if self.latents.skipped:
+            self.dataset = self.dataset.without(self.latents.skipped)
+            self.warnings += left_out(self.latents.skipped)
         self.training, self.held_out = split(self.dataset.pictures, self.config.validation_share, self.config.seed)
         self.plan = Plan(
-            [self.bucket_of(picture) for picture in self.training], self.config.batch_size * self.processes, self.config.seed,
+            [self.latents.bucket(picture) for picture in self.training], self.config.batch_size * self.processes, self.config.seed,
             self.config.flip, self.config.crops, self.config.gradient_accumulation,
         )
         if self.captions.fixed:
@@ -92,10 +92,6 @@ class Batches:
         """Pictures of the dataset, held-out ones included."""
         return len(self.dataset.pictures)
 
-    def bucket_of(self, picture: Picture) -> Bucket:
-        """The size that a picture is cut to."""
-        return bucket_of(picture.width, picture.height, self.resolution, self.config.bucket_step, self.host.model.latent_factor)
-
     def at(self, step: int, micro_step: int) -> Batch:
         """The batch of a step (from 1), and of a place in it where gradients are accumulated. A pure function."""
         seed, count = self.config.seed, self.config.batch_size * self.processes * self.config.gradient_accumulation
@@ -106,7 +102,7 @@ class Batches:
             latents.append(self._latent(picture, sample.flip, sample.crop, generator_for(seed, step, sample.number, "latent")))
             noises.append(torch.randn(latents[-1].shape, generator=generator_for(seed, step, sample.number, "noise")))
             captions.append(self.captions.write(picture, random_for(seed, step, sample.number, "caption")))
-            sizes.append(self._size(picture, sample.crop, sample.flip))
+            sizes.append(self.latents.size(picture, sample.flip, sample.crop))
         timesteps = timesteps_for(seed, step, count, len(self.host.alphas_cumprod))[[sample.number for sample in samples]]
         return self._batch(latents, noises, timesteps, self._conditioning(captions), sizes)
 
@@ -120,7 +116,7 @@ class Batches:
             noises = torch.randn((VALIDATION_TIMESTEPS, *latent.shape), generator=generator)
             conditioning = self._conditioning([self._validation_caption(picture)] * VALIDATION_TIMESTEPS)
             timesteps = torch.tensor(spread_timesteps(VALIDATION_TIMESTEPS, total))
-            sizes = [self._size(picture, 0, False)] * VALIDATION_TIMESTEPS
+            sizes = [self.latents.size(picture)] * VALIDATION_TIMESTEPS
             batches.append(self._batch([latent] * VALIDATION_TIMESTEPS, list(noises), timesteps, conditioning, sizes))
         return batches
 
@@ -135,15 +131,10 @@ class Batches:
 
     def _latent(self, picture: Picture, flip: bool, crop: int, generator: torch.Generator | None) -> Tensor:
         """[c, h, w] on the CPU: a draw from the autoencoder's distribution, or its mean without a generator."""
-        mean, logvar = self.latents.get(picture, self.bucket_of(picture), flip, crop)
+        mean, logvar = self.latents.get(picture, flip, crop)
         if generator is None or not self.config.sample_latents:
             return mean
         return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator)
-
-    def _size(self, picture: Picture, crop: int, flip: bool) -> PictureSize:
-        bucket = self.bucket_of(picture)
-        place = crop_of(picture.width, picture.height, bucket, crop, flip)
-        return PictureSize((picture.height, picture.width), (place.top, place.left), (bucket.height, bucket.width))
 
     def _conditioning(self, captions: Sequence[str]) -> Conditioning:
         return self.texts.conditioning(captions) if self.captions.fixed else self.host.encode_prompts(captions)
@@ -158,3 +149,8 @@ class Batches:
 def spread_timesteps(count: int, total: int) -> list[int]:
     """The middles of `count` equal slices of 0..total."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def left_out(skipped: Sequence[tuple[Path, str]]) -> list[str]:
+    """One sentence for every picture that is not used."""
+    return [f"{path.name} was left out: it {reason}." for path, reason in skipped]

@@ -96,7 +96,7 @@ def _list(folder: Path) -> tuple[list[str], dict[str, Path]]:
         names.append(relative.stem if relative.stem not in paths else whole)
         paths[whole] = folder / relative
         paths.setdefault(relative.stem, folder / relative)
-    return sorted(names, key=str.lower), paths
+    return sorted(names, key=lambda name: (name.lower(), name)), paths
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -8,10 +8,10 @@ import os
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from PIL import Image, UnidentifiedImageError
 from .captions import Captions, find_caption
 from .errors import DatasetError
 
-__all__ = ["Bucket", "Captions", "Crop", "Dataset", "Picture", "UnreadablePicture", "bucket_of", "buckets", "crop_of", "load_pixels"]
-__all__ += ["read_folder", "write_caption"]
+__all__ = [
+    "Bucket", "Captions", "Crop", "Dataset", "Picture", "UnreadablePicture",
+    "bucket_of", "buckets", "crop_of", "load_pixels", "open_picture", "read_folder",
+]  # fmt: skip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
@@ -103,6 +105,7 @@ def read_folder(
     files, texts, skipped = _list(folder)
     index = _Index(cache, folder)
     pictures: list[Picture] = []
+    transparent: list[Path] = []
     complaints: dict[str, list[Path]] = defaultdict(list)
     for done, (path, facts) in enumerate(index.look_up(files, check), 1):
         if isinstance(facts, UnreadablePicture):
@@ -111,6 +114,8 @@ def read_folder(
             text_file = texts.get(path.stem) or texts.get(path.stem.lower())
             caption, source, complaint = find_caption(path, text_file)
             pictures.append(Picture(path, facts.width, facts.height, caption, source, facts.key))
+            if facts.transparent:
+                transparent.append(path)
             if complaint:
                 complaints[complaint].append(text_file)
         if progress:
@@ -118,18 +123,8 @@ def read_folder(
     index.save()
     if not pictures:
         raise DatasetError(_none_usable(skipped) if skipped else _nothing_found(folder))
-    warnings = [f"Caption file {_names(files)}: {complaint}." for complaint, files in complaints.items()]
-    return Dataset(pictures, skipped, warnings + _warnings(pictures, resolution, shared_caption))
-
-
-def write_caption(picture: Picture, caption: str) -> Picture:
-    """Writes a picture's caption into the text file beside it. Gives the picture as `read_folder` would read it now."""
-    caption = " ".join(caption.split())
-    try:
-        _replace(picture.path.with_suffix(".txt"), caption.encode("utf-8", "replace"))
-    except OSError as error:
-        raise DatasetError(f"The caption of {picture.path.name} could not be written: {error.strerror}.") from None
-    return replace(picture, caption=caption or None, caption_from="text file" if caption else None)
+    warnings = [*_caption_warnings(pictures, complaints, shared_caption), *_picture_warnings(pictures, transparent, resolution)]
+    return Dataset(pictures, skipped, warnings)
 
 
 def _list(folder: Path) -> tuple[list[os.DirEntry], dict[str, Path], list[tuple[Path, str]]]:
@@ -178,24 +173,31 @@ def _names(paths: Sequence[Path]) -> str:
     return named if len(paths) <= NAMED else f"{named} and {len(paths) - NAMED} more"
 
 
-def _warnings(pictures: Sequence[Picture], resolution: int, shared_caption: str) -> list[str]:
-    warnings = []
+def _caption_warnings(pictures: Sequence[Picture], complaints: Mapping[str, Sequence[Path]], shared_caption: str) -> Iterator[str]:
+    for complaint, files in complaints.items():
+        yield f"Caption file {_names(files)}: {complaint}."
     bare = [picture.path for picture in pictures if picture.caption is None]
     if bare and not shared_caption:
-        warnings.append(
+        yield (
             f"{len(bare)} of {len(pictures)} pictures have no caption ({_names(bare)}): there is no text in a .txt file beside them, and their "
             "names say nothing. Give one caption for all of them, or write a .txt file for each."
         )
-    same: dict[str, list[Path]] = defaultdict(list)
+
+
+def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], resolution: int) -> Iterator[str]:
+    same: dict[str, list[Picture]] = defaultdict(list)
+    small = []
     for picture in pictures:
-        same[picture.key].append(picture.path)
-    warnings += [f"The same picture is there {len(paths)} times: {_names(paths)}." for paths in same.values() if len(paths) > 1]
-    small = [picture.path for picture in pictures if SMALL**2 * picture.width * picture.height < resolution**2]
+        same[picture.key].append(picture)
+        if resolution and crop_of(picture.width, picture.height, bucket_of(picture.width, picture.height, resolution, 64)).scale > SMALL:
+            small.append(picture.path)
+    copies = [copy.path for first, *others in same.values() if others for copy in (first, *others)]
+    if copies:
+        yield f"These pictures are copies of each other and count once for each copy: {_names(copies)}."
     if small:
-        warnings.append(
-            f"{len(small)} of {len(pictures)} pictures have to be enlarged more than twofold to {resolution} pixels and will teach blur ({_names(small)})."
-        )
-    return warnings
+        yield f"{len(small)} of {len(pictures)} pictures have to be enlarged more than {SMALL:g} times and will teach blur: {_names(small)}."
+    if transparent:
+        yield f"Transparent parts become white in {_names(transparent)}."
 
 
 # --- sizes and hashes -------------------------------------------------------------------------------------------------------------
@@ -203,9 +205,12 @@ def _warnings(pictures: Sequence[Picture], resolution: int, shared_caption: str)
 
 @dataclass(frozen=True)
 class _Facts:
+    time: int  # of the last change, nanoseconds
+    length: int  # bytes
     width: int
     height: int
     key: str
+    transparent: bool  # it may have parts that are
     whole: bool  # it was decoded to the end
 
 
@@ -226,52 +231,59 @@ class _Index:
         """Every file with its facts, or with why it cannot be read, in order."""
         with ThreadPoolExecutor(WORKERS) as pool:
             for start in range(0, len(files), 64):
-                yield from pool.map(lambda entry: self._one(entry, check), files[start : start + 64])
+                part = files[start : start + 64]
+                known = [self._known(entry, check) for entry in part]
+                fresh = pool.map(lambda path: _read_facts(path, check), [Path(e.path) for e, facts in zip(part, known, strict=True) if not facts])
+                for entry, facts in zip(part, known, strict=True):
+                    facts = facts or next(fresh)
+                    if isinstance(facts, _Facts):
+                        self.new[entry.name] = list(astuple(facts))
+                    yield Path(entry.path), facts
 
-    def _one(self, entry: os.DirEntry, check: bool) -> tuple[Path, _Facts | UnreadablePicture]:
-        path = Path(entry.path)
+    def _known(self, entry: os.DirEntry, check: bool) -> _Facts | None:
+        match self.old.get(entry.name):
+            case [int(), int(), int(), int(), str(), bool(), bool()] as values:
+                facts = _Facts(*values)
+            case _:
+                return None
         try:
-            status = entry.stat()
-            stamp = [status.st_mtime_ns, status.st_size]
-            match self.old.get(entry.name):
-                case [time, size, int(width), int(height), str(key), bool(whole)] if [time, size] == stamp and (whole or not check):
-                    facts = _Facts(width, height, key, whole)
-                case _:
-                    facts = _read_facts(path, check)
-        except OSError as error:
-            return path, UnreadablePicture(path, f"cannot be opened: {error.strerror}")
-        except UnreadablePicture as error:
-            return path, error
-        self.new[entry.name] = [*stamp, facts.width, facts.height, facts.key, facts.whole]
-        return path, facts
+            current = entry.stat()
+        except OSError:
+            return None
+        unchanged = (facts.time, facts.length) == (current.st_mtime_ns, current.st_size)
+        return facts if unchanged and (facts.whole or not check) else None
 
     def save(self) -> None:
+        """Never fails: what is not remembered is looked up again."""
         if self.path and self.new != self.old:
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _replace(self.path, json.dumps(self.new).encode())
+                temporary.write_text(json.dumps(self.new), encoding="utf-8")
+                os.replace(temporary, self.path)
             except OSError:
-                pass  # it only saves time
+                temporary.unlink(missing_ok=True)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _read_facts(path: Path, check: bool) -> _Facts:
+def _read_facts(path: Path, check: bool) -> _Facts | UnreadablePicture:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    with _opened(path) as image:
-        width, height = image.size
-        if _orientation(image) >= 5:
-            width, height = height, width
-        if check:
-            image.load()
-    return _Facts(width, height, digest.hexdigest()[:32], check)
+    try:
+        with _opened(path) as image:
+            status = os.stat(path)
+            width, height = image.size
+            if _orientation(image) >= 5:
+                width, height = height, width
+            transparent = _has_alpha(image)
+            if check:
+                image.load()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except UnreadablePicture as error:
+        return error
+    except OSError as error:
+        return UnreadablePicture(path, f"cannot be opened: {error.strerror}")
+    return _Facts(status.st_mtime_ns, status.st_size, width, height, digest.hexdigest()[:32], transparent, check)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------------------
@@ -288,7 +300,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise UnreadablePicture(path, "has more pixels than can be opened safely") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # what Pillow's readers raise
-        raise UnreadablePicture(path, f"is damaged: {getattr(error, 'strerror', None) or error}") from None
+        system = getattr(error, "strerror", None)
+        raise UnreadablePicture(path, f"cannot be opened: {system}" if system else f"is damaged: {error}") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -311,11 +324,15 @@ def open_picture(path: Path) -> Image.Image:
         return image.transpose(turn) if turn is not None else image
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
         values = numpy.asarray(image).astype(numpy.float32) / 257
         image = Image.fromarray(values.round().clip(0, 255).astype(numpy.uint8))
-    elif "A" in image.getbands() or "transparency" in image.info:
+    elif _has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
@@ -331,12 +348,13 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a bucket lies in a picture that was resized to `width` x `height`; `left` and `top` are its corner. All in pixels."""
+    """Where a bucket lies in a picture that was resized by `scale` to `width` x `height`; `left` and `top` are its corner, in pixels."""
 
     width: int
     height: int
     left: int
     top: int
+    scale: float
 
 
 @lru_cache
@@ -370,7 +388,7 @@ def crop_of(width: int, height: int, bucket: Bucket, crop: int = 0, flip: bool =
     width, height = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
     across, down = (0.5 + crop * 0.7548776662466927) % 1, (0.5 + crop * 0.5698402909980532) % 1
     left, top = int(across * (width - bucket.width + 1)), int(down * (height - bucket.height + 1))
-    return Crop(width, height, width - bucket.width - left if flip else left, top)
+    return Crop(width, height, width - bucket.width - left if flip else left, top, scale)
 
 
 def load_pixels(picture: Picture, bucket: Bucket, crop: int = 0, flip: bool = False) -> torch.Tensor:

@@ -140,22 +140,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises `TrainingFailed` where the disk is full or the folder cannot be written; the old file and the folder are then as before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _write_and_rename(path, write)
     except Exception as error:  # for a full disk each library raises an error of its own kind
         if _is_disk_full(error):
             raise TrainingFailed(f"{path.name} was not saved: the disk of {path.parent} is full. Free some space and save again.") from error
         if isinstance(error, OSError):
             raise TrainingFailed(f"{path.name} was not saved: {path.parent} cannot be written ({error.strerror or error}).") from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def short_hash(path: str | Path) -> str:
@@ -271,6 +264,18 @@ def _structure(text: str) -> ResidualStructure:
         if not isinstance(value, list if kinds.get(name) is tuple else kinds.get(name, ())):
             raise ValueError(f"{name} in its structure")
     return ResidualStructure(**values)
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -67,6 +67,8 @@ class Job:
         self.lock = threading.Lock()
         self.events: list[Progress] = []  # all but "preparing" and "step": those are in `last` and the curves
         self.last: Progress | None = None
+        self.position: Progress | None = None  # the last one that says how far the run is
+        self.last_step: Progress | None = None  # the last one of kind "step": loss, rate and time left
         self.losses, self.validation_losses = Curve(), Curve()
         self.previews: list[Preview] = []
         self.error: str | None = None
@@ -126,8 +128,12 @@ class Job:
     def _note(self, event: Progress) -> None:
         with self.lock:
             self.last = event
-            if event.kind == "step" and event.loss is not None:
-                self.losses.add(event.step, event.loss)
+            if event.steps:
+                self.position = event
+            if event.kind == "step":
+                self.last_step = event
+                if event.loss is not None:
+                    self.losses.add(event.step, event.loss)
             if event.kind == "validation" and event.validation_loss is not None:
                 self.validation_losses.add(event.step, event.validation_loss)
             if event.kind == "preview":

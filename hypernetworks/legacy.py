@@ -19,7 +19,7 @@ from .errors import ConfigError, FileRefused, UnsafeFile
 from .residual import ResidualHypernetwork, ResidualStructure
 
 LARGEST = 4 * 2**30  # bytes; SDXL's widths with layers of four times the input's width need about a third of it
-MOST_OPERATIONS = 1_000_000  # of a pickle; the largest hypernetworks need some ten thousand
+MOST_OPERATIONS = 500_000  # of a pickle; the largest hypernetworks need some ten thousand
 
 _DATA_ONLY = {
     "collections.OrderedDict",
@@ -221,7 +221,10 @@ def _structure(contents: Mapping[Any, Any], state: Mapping[str, Tensor], width: 
         raise ConfigError("its activation_func is not a name.")
     skip_connection = any(name.startswith("linear.0.linear.") for name in state)
     linears, layer_norm = _layers(state, skip_connection)
-    multiples = _multiples(contents.get("layer_structure", (1, 2, 1)), width, [state[name].shape[0] for name in linears.values()])
+    weights = [state[name] for name in linears.values()]
+    if weights[0].shape[1] != width or weights[-1].shape[0] != width:
+        raise ConfigError(f"its networks for width {width} lead from width {weights[0].shape[1]} to width {weights[-1].shape[0]}.")
+    multiples = _multiples(contents.get("layer_structure", (1, 2, 1)), width, [weight.shape[0] for weight in weights])
     dropout = _stated_dropout(contents, len(multiples))
     if not skip_connection:
         gap = (activation or "linear").lower() != "linear"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import ResidualEdit, attached
-from .batches import Batch, Batches
+from .batches import Batch, Batches, left_out
 from .checkpoint import Row, RunFolder
 from .config import TrainingConfig, plain, read
 from .dataset import Dataset, read_folder
@@ -94,26 +94,41 @@ class HypernetworkTrainer:
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
         folder = RunFolder(host.folders.runs, name)
-        dataset = dataset if isinstance(dataset, Dataset) else read_folder(Path(dataset or self.config.dataset))
-        yield from (Progress("warning", message=message) for message in _complaints(dataset))
-        batches = Batches(host, self.config, dataset)
+        dataset = self._dataset(dataset, host)
+        yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
+        accelerator = _accelerator(self.config, host.device)
+        batches = Batches(host, self.config, dataset, accelerator.num_processes, accelerator.process_index)
         for done, total, what in batches.prepare():
             yield Progress("preparing", done, total, what)
             if self._cancel.is_set() or self._stop.is_set():
                 yield Progress("cancelled", message="Cancelled before the first step.")
                 return
         yield from (Progress("warning", message=message) for message in batches.warnings)
-        run = _Run(self, host, batches, folder, target)
+        run = _Run(self, host, accelerator, batches, folder, target)
         run.begin(resume)
         with host.training(self.config.gradient_checkpointing), attached(host.unet, [run.edit]):
             yield from run.events()
 
 
+    def _dataset(self, dataset: str | Path | Dataset | None, host: Host) -> Dataset:
+        if isinstance(dataset, Dataset):
+            return dataset
+        return read_folder(
+            dataset or self.config.dataset,
+            resolution=self.config.resolution or host.model.resolution,
+            shared_caption=self.config.shared_caption,
+            cache=host.folders.data / "latents",
+        )
+
+
 class _Run:
     """A run in progress: the network, its optimizer and the loop."""
 
-    def __init__(self, trainer: HypernetworkTrainer, host: Host, batches: Batches, folder: RunFolder, target: Path) -> None:
-        self.trainer, self.host, self.batches, self.folder, self.target = trainer, host, batches, folder, target
+    def __init__(
+        self, trainer: HypernetworkTrainer, host: Host, accelerator: Any, batches: Batches, folder: RunFolder, target: Path
+    ) -> None:
+        self.trainer, self.host, self.accelerator = trainer, host, accelerator
+        self.batches, self.folder, self.target = batches, folder, target
         self.config = config = trainer.config
         self.steps = config.max_steps
         if config.max_epochs:
@@ -125,7 +140,7 @@ class _Run:
         self.validation_loss: float | None = None
 
     def begin(self, resume: bool) -> None:
-        """Network, optimizer and accelerator, at the run's start or where it was left."""
+        """Network and optimizer, at the run's start or where it was left."""
         state = self.folder.load_state() if resume else None
         network = self.trainer.hypernetwork
         if network is None and resume and state is None and self.target.exists():
@@ -134,7 +149,6 @@ class _Run:
         self.trainer.hypernetwork = self.network
         self.network.to(self.host.device, torch.float32).train()
         self.network.requires_grad_(True)
-        self.accelerator = _accelerator(self.config, self.host.device)
         groups = _groups(self.network, self.config.learning_rate)
         optimizer = make_optimizer(self.config.optimizer, self.config.optimizer_arguments, groups)
         if state is not None:
@@ -160,11 +174,11 @@ class _Run:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
         report_every = 1 if self.host.device.type == "cpu" else REPORT_EVERY
-        clock = _Clock(self.steps - self.step)
         if self._due(self.config.validation_every, at_start=True):
             yield self._validate()
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
+        clock = _Clock(self.steps - self.step)
         while self.step < self.steps and not self._ending():
             self.step += 1
             rate = self._set_rates()
@@ -382,10 +396,6 @@ def _accelerator(config: TrainingConfig, device: torch.device) -> Any:
     return Accelerator(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation, cpu=device.type == "cpu"
     )
-
-
-def _complaints(dataset: Dataset) -> list[str]:
-    return [*dataset.warnings, *(f"{path.name} was left out: {reason}" for path, reason in dataset.skipped)]
 
 
 def _standalone_host() -> Host:

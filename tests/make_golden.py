@@ -163,8 +163,8 @@ VARIANTS = {
     "losalina_bf16_last_layer_dropout": (
         lambda w: two_layers(w, "linear.0", "linear.2"), list, int, torch.bfloat16, True,
         {"enable_sizes": list(WIDTHS), "layer_structure": [1, 2, 1], "activation_func": "relu", "is_layer_norm": False,
-         "weight_initialization": "Normal", "use_dropout": True, "activate_output": False, "last_layer_dropout": True},
-        lambda s, x: plain(s, x, (0, 2), F.relu)),
+         "weight_initialization": "Normal", "use_dropout": True, "last_layer_dropout": True},
+        lambda s, x: plain(s, x, (0, 2), F.relu, activate_output=True)),  # A1111's default for the absent field
 }
 
 
@@ -227,6 +227,7 @@ def main(folder: Path) -> None:
     if any(folder.glob("*.pt")):
         sys.exit(f"{folder} holds golden files already; they are frozen.")
     save_file(legacy_files(folder) | own_files(folder), folder / "expected.safetensors")
+    (folder / "expected.safetensors").chmod(0o644)
     print(f"{len(list(folder.iterdir()))} files in {folder}")
 
 

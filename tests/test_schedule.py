@@ -61,7 +61,7 @@ def test_any_text_is_read_or_refused(text):
 @given(st.lists(st.tuples(st.floats(1e-8, 1), st.integers(1, 500)), min_size=1, max_size=5), st.integers(1, 600))
 def test_the_rate_is_that_of_the_first_stage_that_reaches_the_step(stages, step):
     ends = sorted({until for _, until in stages})
-    stages = [(rate, until) for (rate, _), until in zip(stages, ends)]
+    stages = [(rate, until) for (rate, _), until in zip(stages, ends, strict=False)]
     found = LearningRate.parse(", ".join(f"{rate!r}:{until}" for rate, until in stages)).at(step, 600)
     assert found == next((rate for rate, until in stages if until >= step), stages[-1][0])
 

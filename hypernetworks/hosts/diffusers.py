@@ -63,7 +63,7 @@ class DiffusersHost:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.path = EMBEDDED_MODEL if model is None else Path(model)
-        self.folders = folders or Folders(networks=Path("hypernetworks-data/networks"), data=Path("hypernetworks-data"))
+        self.folders = folders or Folders.below(Path.home() / "hypernetworks")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self._single_file = single_file.recognise(self.path) if self.path.is_file() else None
@@ -111,16 +111,20 @@ class DiffusersHost:
             unet.register_to_config(sample_size=96)  # Stable Diffusion 2's v-prediction models are those of 768 pixels
         self._encoders = self._encoders_of(pipeline)
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-        sdxl, width = self._pipeline_class == "StableDiffusionXLPipeline", unet.config.cross_attention_dim
         facts = ModelFacts(
             name="embedded" if self.path == EMBEDDED_MODEL else self.path.stem if self._single_file else self.path.resolve().name,
             hash="",
-            family="sdxl" if sdxl else "sd2" if width == 1024 else "sd1",
+            family=self._family(unet.config.cross_attention_dim),
             prediction_type=scheduler.config.prediction_type,
             resolution=_side(unet.config.sample_size) * factor,
             latent_factor=factor,
         )
         return _Model(unet, scheduler, facts)
+
+    def _family(self, context_width: int) -> str:
+        if self._single_file:
+            return self._single_file.family
+        return "sdxl" if self._pipeline_class == "StableDiffusionXLPipeline" else "sd2" if context_width == 1024 else "sd1"
 
     def _needed_encoders(self) -> _Encoders:
         """On the host's device, read again if they were released."""
@@ -154,7 +158,9 @@ class DiffusersHost:
                     options |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
                 return kind.from_pretrained(str(self.path), use_safetensors=True, variant=model_folder.variant(self.path), **options)
             except (OSError, ValueError, RuntimeError, KeyError) as error:  # what diffusers raises for files that do not fit
-                raise ModelUnfit(f"The model {self.path.name} cannot be read: {str(error).strip().splitlines()[0]}") from error
+                missing = "meta tensor" in str(error)  # where diffusers leaves weights that were not in the file
+                reason = "some of its weights are missing" if missing else str(error).strip().splitlines()[0].rstrip(".")
+                raise ModelUnfit(f"The model {self.path.name} cannot be read: {reason}.") from error
 
     def _read_single_file(self, kind: type, options: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,57 @@
+"""What differs between gradio 3.41 (A1111, reForge), 4.40 (Forge) and 6 (standalone). Nothing else asks for the version."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+MAJOR = int(gr.__version__.split(".")[0])
+
+
+def script(code: str) -> dict[str, Any]:
+    """Keyword of an event for a JavaScript function that sees, and may replace, the inputs before they are sent."""
+    return {"_js": code} if MAJOR < 4 else {"js": code}
+
+
+def lossless() -> dict[str, Any]:
+    """Keyword of `gr.Image` that keeps every pixel; the default became a lossy format."""
+    return {} if MAJOR < 4 else {"format": "png"}
+
+
+def copy_button() -> dict[str, Any]:
+    """Keyword of `gr.Textbox` for a button that copies the text."""
+    return {"show_copy_button": True} if MAJOR < 6 else {"buttons": ["copy"]}
+
+
+def uploaded(files: Any) -> list[Path]:
+    """Paths of the files dropped into a `gr.File`: temporary file objects in gradio 3, paths later."""
+    if not files:
+        return []
+    files = files if isinstance(files, Sequence) and not isinstance(files, str) else [files]
+    return [Path(getattr(file, "name", file)) for file in files]
+
+
+def page(title: str, style: str, script_text: str) -> gr.Blocks:
+    """A page of our own, with a style sheet and a script, that asks the internet for nothing: its fonts are the system's."""
+    looks = _looks(style, script_text)
+    at_start = {name: value for name, value in looks.items() if MAJOR < 6}
+    return gr.Blocks(title=title, analytics_enabled=False, **at_start)
+
+
+def serve(demo: gr.Blocks, style: str, script_text: str, **options: Any) -> str:
+    """Starts to answer on this machine, in the background; gives the address."""
+    if MAJOR < 4:  # has no way to put a script into the page's head
+        with demo:
+            demo.load(None, None, None, _js=f"() => {{{script_text}}}")
+    at_start = _looks(style, script_text) if MAJOR >= 6 else {}
+    demo.queue()
+    return demo.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, **at_start, **options)[1]
+
+
+def _looks(style: str, script_text: str) -> dict[str, Any]:
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    if MAJOR < 4:
+        return {"theme": theme, "css": style}
+    return {"theme": theme, "head": f"<style>{style}</style><script>{script_text}</script>"}

@@ -1,0 +1,72 @@
+"""Inputs for the options of a configuration class, built from their one declaration in `config.py`."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..config import Option, options
+
+MANY_LINES = ("caption_template", "preview_prompts", "description")
+
+
+class OptionsForm:
+    """Builds inputs where it is told to, and reads all of them at once. `prefix` begins every element's id."""
+
+    def __init__(self, config: type, prefix: str = "hypernetworks_") -> None:
+        self.options, self.prefix = options(config), prefix
+        self.inputs: dict[str, gr.components.Component] = {}
+
+    def add(self, *names: str, **changes: Any) -> list[gr.components.Component]:
+        """Inputs for these options at the place where the page is being built; `changes` are arguments of the inputs."""
+        added = []
+        for name in names:
+            self.inputs[name] = _input(self.options[name], f"{self.prefix}{name}", changes)
+            added.append(self.inputs[name])
+        return added
+
+    def add_group(self, group: str) -> None:
+        """The options of a group that have no input yet: the basic ones, and the advanced ones to be unfolded."""
+        left = [option for option in self.options.values() if option.group == group and option.name not in self.inputs]
+        self._add_rows([option.name for option in left if not option.advanced])
+        advanced = [option.name for option in left if option.advanced]
+        if advanced:
+            with gr.Accordion(f"More about {group.lower()}", open=False, elem_id=f"{self.prefix}more_{group.lower()}"):
+                self._add_rows(advanced)
+
+    def _add_rows(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), 2):
+            with gr.Row():
+                self.add(*names[start : start + 2], min_width=200)
+
+    def values(self, raw: Iterable[Any]) -> dict[str, Any]:
+        """Option values from the inputs' values, in the order of `inputs`; an emptied input counts as the option's default."""
+        given = dict(zip(self.inputs, raw, strict=True))
+        return {name: self.options[name].default if value is None else value for name, value in given.items()}
+
+    def shown(self, values: dict[str, Any], names: Iterable[str]) -> list[Any]:
+        """What the inputs of these options display for `values`, or for the defaults where those say nothing."""
+        return [_shown(self.options[name], values.get(name, self.options[name].default)) for name in names]
+
+
+def _input(option: Option, elem_id: str, changes: dict[str, Any]) -> gr.components.Component:
+    about = {"label": option.label, "info": option.help, "value": _shown(option, option.default), "elem_id": elem_id, **changes}
+    if option.kind is bool:
+        return gr.Checkbox(**about)
+    if option.kind is tuple and option.choices:
+        return gr.CheckboxGroup(choices=list(option.choices), **about)
+    if option.choices:
+        return gr.Dropdown(choices=list(option.choices), **about)
+    if option.kind is float and option.maximum is not None and option.maximum <= 1:
+        return gr.Slider(minimum=option.minimum, maximum=option.maximum, step=0.01, **about)
+    if option.kind in (int, float):
+        return gr.Number(precision=0 if option.kind is int else None, **about)
+    return gr.Textbox(lines=2 if option.name in MANY_LINES else 1, **about)
+
+
+def _shown(option: Option, value: Any) -> Any:
+    """A list as text with commas, unless it is one of choices to tick."""
+    if option.kind is tuple:
+        return list(value) if option.choices else ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
+    return value

@@ -1,0 +1,127 @@
+"""Step 1 of training: which pictures, and whether they and their captions are as they should be."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..dataset import Dataset, read_folder
+from ..errors import DatasetError, HypernetworkError
+from ..files import check_name
+from ..host import Host
+from ..uploads import store, unpack
+from . import compatibility
+from .dataset_check import read_edits, report, save_captions
+from .markup import note, plural
+from .options_form import OptionsForm
+
+EDITS_FIRST = "(...values) => window.hypernetworks ? window.hypernetworks.withEdits(values) : values"
+"""Puts the captions edited on the page into an event's first input."""
+
+
+class PicturesStep:
+    """Folder or dropped-in files, the check, and captions to edit. Build it within the page, then `wire` it to the form's inputs."""
+
+    def __init__(self, host: Host, form: OptionsForm) -> None:
+        self.host, self.form = host, form
+        gr.HTML(
+            "<h3>1 · Pictures</h3><p>Some ten to fifty pictures of one style or one subject, each with a short caption of what it shows: "
+            "in a text file of the same name (<code>01.png</code>, <code>01.txt</code>), or as the file's name (<code>red barn.jpg</code>).</p>"
+        )
+        self.folder = form.add("dataset", label="Folder on this computer", info="Its full path.", placeholder="/home/me/pictures/my style")[0]
+        self.dropped = gr.File(
+            label="Or drop pictures here, or a zip of them", file_count="multiple", file_types=["image", ".txt", ".zip"],
+            height=110, elem_id="hypernetworks_dropped",
+        )  # fmt: skip
+        self.shared_caption = form.add("shared_caption", placeholder="for example: a watercolour painting")[0]
+        self.check_button = gr.Button("Check pictures", elem_id="hypernetworks_check")
+        self.report = gr.HTML(elem_id="hypernetworks_report")
+        self.save_button = gr.Button("Save captions", visible=False, elem_id="hypernetworks_save_captions")
+        self.edits = gr.Textbox(elem_id="hypernetworks_edits", elem_classes=["hypernetworks-hidden"], show_label=False)
+
+    def wire(self) -> None:
+        """Connects the buttons, once all inputs exist."""
+        inputs = self.form.inputs
+        about = [self.folder, self.shared_caption, inputs["resolution"], inputs["bucket_step"]]
+        shown = [self.report, self.save_button, inputs["name"]]
+        self.check_button.click(self.check, [*about, inputs["name"]], shown)
+        self.folder.submit(self.check, [*about, inputs["name"]], shown)
+        self.dropped.upload(self.drop, [self.dropped], [self.folder, self.report]).then(self.check, [*about, inputs["name"]], shown)
+        self.save_button.click(self.save, [self.edits, *about], [self.report], **compatibility.script(EDITS_FIRST))
+
+    def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, name: str) -> list[Any]:
+        """The report, whether captions can be saved, and a name for the network where none is given: the folder's."""
+        try:
+            html = self._report(folder, shared_caption, resolution, bucket_step)
+        except HypernetworkError as error:
+            return [note(str(error)), gr.update(visible=False), gr.update()]
+        return [html, gr.update(visible=True), gr.update() if (name or "").strip() else _proposed_name(folder)]
+
+    def drop(self, files: Any) -> list[Any]:
+        """Keeps files that were dropped in, in a folder of their own: its path, and a note where that failed."""
+        paths = compatibility.uploaded(files)
+        try:
+            return [str(keep(paths, self.host.folders.pictures)), ""]
+        except HypernetworkError as error:
+            return ["", note(str(error))]
+
+    def save(self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> str:
+        """Writes edited captions, and shows the pictures anew."""
+        try:
+            saved = self.save_edits(edits)
+            words = f"{plural(saved, 'caption')} saved." if saved else "No caption was changed."
+            return note(words, "good") + self._report(folder, shared_caption, resolution, bucket_step)
+        except HypernetworkError as error:
+            return note(str(error))
+
+    def save_edits(self, text: str) -> int:
+        """Writes captions that the page's script sent; gives how many."""
+        edits = read_edits(text)
+        return len(save_captions(self._read(edits[0]), edits[1])) if edits else 0
+
+    def _read(self, folder: str | Path, **about: Any) -> Dataset:
+        if not str(folder).strip():
+            raise DatasetError("Give a folder of pictures, or drop pictures in.")
+        return read_folder(str(folder).strip(), cache=self.host.folders.data / "latents", **about)
+
+    def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> str:
+        given = {"resolution": resolution, "bucket_step": bucket_step, "shared_caption": shared_caption}
+        values = {name: self.form.options[name].check(value) for name, value in given.items() if value is not None}
+        model, caption = self.host.model, values.get("shared_caption", "")
+        side = values.get("resolution") or model.resolution
+        dataset = self._read(folder, resolution=side, shared_caption=caption, check=True)
+        return report(Path(folder.strip()), dataset, side, values.get("bucket_step", 64), model.latent_factor, caption)
+
+
+def keep(files: Sequence[Path], pictures: Path) -> Path:
+    """Stores pictures, caption files and what is in zips in a new folder below `pictures`. Raises `DatasetError`."""
+    if not files:
+        raise DatasetError("Nothing was dropped in.")
+    archives = [path for path in files if path.suffix.lower() == ".zip"]
+    into = _free(pictures, _proposed_name(archives[0].stem) if archives else "")
+    others = [path for path in files if path not in archives]
+    if others:
+        store(others, into)
+    for archive in archives:
+        unpack(archive, into)
+    return into
+
+
+def _free(pictures: Path, name: str) -> Path:
+    name, number = name or "pictures", 1
+    into = pictures / name
+    while into.exists():
+        number += 1
+        into = pictures / f"{name}-{number}"
+    return into
+
+
+def _proposed_name(folder: str) -> str:
+    """The folder's own name, if a network can be called so."""
+    name = Path(folder.strip()).name
+    try:
+        return check_name(name)
+    except HypernetworkError:
+        return ""

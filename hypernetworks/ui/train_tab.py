@@ -1,0 +1,240 @@
+"""The tab "Train Hypernetwork": pictures, a name, options, a button; then the run itself, and the file that comes out."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..checkpoint import RunFolder
+from ..config import TrainingConfig, read
+from ..errors import ConfigError, HypernetworkError
+from ..files import check_name, describe
+from ..host import Host
+from ..jobs import Job, Jobs
+from ..presets import PRESETS
+from . import compatibility, progress
+from .markup import escape, note
+from .options_form import OptionsForm
+from .pictures import EDITS_FIRST, PicturesStep
+from .result import card, write_pt
+
+PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
+OWN = ("name", "dataset", "shared_caption", "description", "preview_prompts", "seed")  # options that no preset touches
+ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
+
+
+class TrainTab:
+    """Build it within a page. The page's script clicks `poll_button` every second while a run is going on, and once when it loads.
+
+    `trained_name` takes the name of a network that has just been finished, `try_button` is there to be connected with whatever generates.
+    """
+
+    def __init__(self, host: Host, jobs: Jobs) -> None:
+        self.host, self.jobs = host, jobs
+        self.form = OptionsForm(TrainingConfig)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=440):
+                self.pictures = PicturesStep(host, self.form)
+                self._build_options()
+                self._build_start()
+            with gr.Column(scale=5, min_width=380, elem_id="hypernetworks_results"):
+                self._build_results()
+        self._wire()
+
+    def _build_options(self) -> None:
+        gr.HTML("<h3>2 · Name and options</h3><p>A name and a preset are enough; everything else has a value that works.</p>")
+        with gr.Row():
+            self.form.add("name", min_width=200)
+            self.preset = gr.Dropdown(
+                choices=list(PRESETS), value=next(iter(PRESETS)), label="Preset", min_width=200, elem_id="hypernetworks_preset",
+                info="What is to be learned; sets the options below.",
+            )  # fmt: skip
+        self.preset_help = gr.HTML(_preset_help(next(iter(PRESETS))), elem_id="hypernetworks_preset_help")
+        with gr.Row():
+            self.form.add("max_steps", "batch_size", min_width=200)
+        for group in dict.fromkeys(option.group for option in self.form.options.values()):
+            with gr.Accordion(group, open=False, elem_id=f"hypernetworks_group_{group.lower()}"):
+                self.form.add_group(group)
+
+    def _build_start(self) -> None:
+        gr.HTML("<h3>3 · Train</h3>")
+        self.note = gr.HTML(elem_id="hypernetworks_note")
+        with gr.Row(visible=False, elem_id="hypernetworks_taken") as self.taken:
+            self.continue_button = gr.Button("Continue its training", min_width=120, elem_id="hypernetworks_continue")
+            self.replace_button = gr.Button("Replace it", variant="stop", min_width=120, elem_id="hypernetworks_replace")
+            self.keep_button = gr.Button("Neither", min_width=120, elem_id="hypernetworks_keep")
+        with gr.Row():
+            self.train_button = gr.Button("Train", variant="primary", min_width=120, elem_id="hypernetworks_train")
+            self.stop_button = gr.Button("Stop and save", interactive=False, min_width=120, elem_id="hypernetworks_stop")
+            self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
+
+    def _build_results(self) -> None:
+        hidden = {"elem_classes": ["hypernetworks-hidden"]}
+        self.status = gr.HTML(progress.status(None), elem_id="hypernetworks_status")
+        self.previews = gr.Gallery(
+            label="Previews, newest first", columns=3, height=340, object_fit="contain", visible=False, elem_id="hypernetworks_previews"
+        )
+        self.card = gr.HTML(elem_id="hypernetworks_card")
+        with gr.Row(visible=False, elem_id="hypernetworks_result") as self.result:
+            self.try_button = gr.Button("Try it", variant="primary", min_width=120, elem_id="hypernetworks_try")
+            self.pt_button = gr.Button("Make an A1111 .pt", min_width=120, elem_id="hypernetworks_make_pt")
+        self.downloads = gr.File(label="Downloads", interactive=False, visible=False, file_count="multiple", elem_id="hypernetworks_downloads")
+        self.result_note = gr.HTML(elem_id="hypernetworks_result_note")
+        self.poll_button = gr.Button("Refresh", elem_id="hypernetworks_poll", **hidden)
+        self.trained_name = gr.Textbox(elem_id="hypernetworks_trained_name", show_label=False, **hidden)
+        self.confirmed = gr.Checkbox(elem_id="hypernetworks_confirmed", show_label=False, **hidden)
+        self.seen = gr.State("")
+
+    def _wire(self) -> None:
+        self.pictures.wire()
+        inputs = [self.pictures.edits, *self.form.inputs.values()]
+        asked = [self.note, self.taken]
+        for button, start in ((self.train_button, self.train), (self.continue_button, self.go_on), (self.replace_button, self.replace)):
+            begun = button.click(start, inputs, asked, **compatibility.script(EDITS_FIRST))
+            begun.then(self.poll, [self.seen], self._polled, show_progress="hidden")
+        self.keep_button.click(lambda: ["", gr.update(visible=False)], None, asked)
+        self.stop_button.click(self.stop, None, [self.status], show_progress="hidden")
+        self.cancel_button.click(self.cancel, [self.confirmed], [self.status], show_progress="hidden", **compatibility.script(ASK_TO_CANCEL))
+        self.poll_button.click(self.poll, [self.seen], self._polled, queue=False, show_progress="hidden")
+        self.pt_button.click(self.make_pt, None, [self.downloads, self.result_note])
+        changed = [self.form.inputs[name] for name in self._preset_names()]
+        self.preset.change(self.choose_preset, [self.preset], [self.preset_help, *changed], show_progress="hidden")
+
+    @property
+    def _polled(self) -> list[Any]:
+        buttons = [self.train_button, self.stop_button, self.cancel_button]
+        results = [self.previews, self.card, self.result, self.pt_button, self.downloads, self.result_note, self.trained_name]
+        return [self.status, self.seen, *buttons, *results]
+
+    def _preset_names(self) -> list[str]:
+        return [name for name in self.form.inputs if name not in OWN]
+
+    def choose_preset(self, preset: str) -> list[Any]:
+        """Sets every option that a preset may touch, to the preset's value or the default."""
+        return [_preset_help(preset), *self.form.shown(PRESETS[preset].values, self._preset_names())]
+
+    def train(self, edits: str, *raw: Any) -> list[Any]:
+        """Starts a run, or asks what is to happen to the one of that name."""
+        try:
+            config = self._config(edits, raw)
+            taken = self._taken(config.name)
+            if taken:
+                return [note(taken, "warning"), gr.update(visible=True)]
+            self.jobs.start(config)
+        except HypernetworkError as error:
+            return [note(str(error)), gr.update(visible=False)]
+        return ["", gr.update(visible=False)]
+
+    def go_on(self, edits: str, *raw: Any) -> list[Any]:
+        """Continues the run of that name."""
+        return self._start_taken(edits, raw, resume=True)
+
+    def replace(self, edits: str, *raw: Any) -> list[Any]:
+        """Trains anew; the file of that name is replaced at the end."""
+        return self._start_taken(edits, raw, overwrite=True)
+
+    def _start_taken(self, edits: str, raw: tuple[Any, ...], **how: bool) -> list[Any]:
+        try:
+            config = self._config(edits, raw)
+            if how.get("resume"):
+                self._check_steps_left(config)
+            self.jobs.start(config, **how)
+        except HypernetworkError as error:
+            return [note(str(error)), gr.update()]
+        return ["", gr.update(visible=False)]
+
+    def _config(self, edits: str, raw: tuple[Any, ...]) -> TrainingConfig:
+        values = self.form.values(raw)
+        values["name"], values["dataset"] = values["name"].strip(), values["dataset"].strip()
+        if not values["dataset"]:
+            raise ConfigError("Choose the pictures first: give a folder, or drop pictures in (step 1).")
+        check_name(values["name"])
+        self.pictures.save_edits(edits)
+        return read(TrainingConfig, values)
+
+    def _taken(self, name: str) -> str:
+        """What there is of that name already, as a question; empty where there is nothing."""
+        if self._file(name).exists():
+            return f"A hypernetwork named {name} exists already. Continue its training with these options, replace it, or choose another name?"
+        if RunFolder(self.host.folders.runs, name).state_path.exists():
+            return f"A run named {name} was left before its end. Continue it, start anew in its place, or choose another name?"
+        return ""
+
+    def _check_steps_left(self, config: TrainingConfig) -> None:
+        """Raises `ConfigError` where the run has done all its steps: it would end at once."""
+        file = self._file(config.name)
+        if not file.exists() or not RunFolder(self.host.folders.runs, config.name).state_path.exists():
+            return
+        done = describe(file).step
+        if done >= config.max_steps:
+            raise ConfigError(f"{config.name} has done its {done:,} steps. To go on, raise Steps (step 2), for example to {2 * done:,}.")
+
+    def _file(self, name: str) -> Path:
+        return self.host.folders.networks / f"{name}.safetensors"
+
+    def stop(self) -> str:
+        """Ends the run and saves."""
+        job = self.jobs.current
+        if job is not None and job.running:
+            job.stop()
+        return progress.status(job)
+
+    def cancel(self, confirmed: bool) -> str:
+        """Ends the run without saving, once the user has said so."""
+        job = self.jobs.current
+        if confirmed and job is not None and job.running:
+            job.cancel()
+        return progress.status(job)
+
+    def poll(self, seen: str) -> list[Any]:
+        """The run as it is now. What this page has shown before (`seen`) is not sent again, but for the status."""
+        job = self.jobs.current
+        state = progress.state_of(job)
+        now = "" if job is None else f"{job.number} {state} {len(job.previews)}"
+        if now == seen:
+            return [progress.status(job), *[gr.update()] * (len(self._polled) - 1)]
+        running = state == "running"
+        buttons = [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=running)]
+        return [progress.status(job), now, *buttons, _gallery(job), *self._result(job, running)]
+
+    def _result(self, job: Job | None, running: bool) -> list[Any]:
+        """Card, its buttons, downloads, a note beside them, and the name of the new network."""
+        path = None if job is None or running else job.path
+        if path is None or not path.exists():
+            return ["", gr.update(visible=False), gr.update(), gr.update(visible=False), "", gr.update()]
+        can_be_pt = not describe(path).per_layer
+        return [card(path), gr.update(visible=True), gr.update(visible=can_be_pt), gr.update(visible=True, value=[str(path)]), "", path.stem]
+
+    def make_pt(self) -> list[Any]:
+        """Adds the network as A1111's `.pt` to the downloads, or says why there is none."""
+        job = self.jobs.current
+        path = job.path if job is not None else None
+        if path is None:
+            return [gr.update(), note("There is no finished run to make a file of.")]
+        try:
+            pt = write_pt(path, self.host.folders.data / "downloads")
+        except HypernetworkError as error:
+            return [gr.update(), note(str(error))]
+        return [gr.update(value=[str(path), str(pt)]), note(f"{pt.name} is among the downloads; A1111 finds it in its folder models/hypernetworks.", "good")]
+
+
+def _preset_help(preset: str) -> str:
+    return f'<p class="hypernetworks-preset">{escape(PRESETS[preset].help)}</p>'
+
+
+def _gallery(job: Job | None) -> Any:
+    """The newest previews, as pictures in memory: a page may not be allowed to read files from everywhere."""
+    if job is None:
+        return gr.update(visible=False, value=[])
+    with job.lock:
+        newest = job.previews[: -PREVIEWS - 1 : -1]
+    shown = []
+    for preview in newest:
+        try:
+            with Image.open(preview.path) as picture:
+                shown.append((picture.convert("RGB"), f"step {preview.step:,}: {preview.prompt}".rstrip(": ")))
+        except OSError:
+            continue  # deleted since
+    return gr.update(visible=bool(shown), value=shown)
