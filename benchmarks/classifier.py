@@ -145,7 +145,7 @@ def train(pictures: Pictures, epochs: int, seed: int = 0) -> Judge:
             order = torch.randperm(count, generator=generator)[: count // 64 * 64]
             for chosen in order.split(64):
                 logits = judge(augment(pictures.pixels[chosen].float() / 255, generator))
-                loss = sum(F.cross_entropy(part, labels, label_smoothing=0.02) for part, labels in zip(logits, pictures.labels[chosen].T))
+                loss = sum(F.cross_entropy(part, labels, label_smoothing=0.02) for part, labels in zip(logits, pictures.labels[chosen].T, strict=True))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

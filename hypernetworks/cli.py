@@ -195,10 +195,22 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    from .files import describe
+    from .files import describe, short_hash
 
-    for label, value in describe(parsed.file).lines():
-        print(f"{label + ':':<22} {value}")
+    facts = describe(parsed.file)
+    kind = "one pair per attention layer" if facts.per_layer else "one pair per width"
+    structure = {name: value for name, value in vars(facts.structure).items() if value not in (False, ())}
+    lines = {
+        "name": facts.name, "hash": short_hash(parsed.file), "size": f"{facts.size / 1e6:.2f} MB", "pairs": f"{len(facts.keys)}, {kind}",
+        "for": ", ".join(map(str, facts.keys)), **structure, "steps": facts.step, "description": facts.description, **facts.metadata,
+    }
+    for label, value in lines.items():
+        if value not in ("", None) and label != "preview":
+            print(f"{label.replace('_', ' ') + ':':<22} {_listed(value)}")
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(f"{member:g}" for member in value) if isinstance(value, tuple) else str(value)
 
 
 def _add_convert(commands: Any) -> None:

@@ -10,7 +10,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
 OTHER_PICTURES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".tga", ".svg", ".dng", ".cr2", ".nef", ".arw")
 MAX_ASPECT = 2.0  # long side over short side of the longest bucket
+AREA_TOLERANCE = 0.25  # how much a bucket's area may differ from the square's
 CROP_ZOOM = 9 / 8  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut differently
 SMALL = 2.0  # pictures that have to be enlarged more than this are warned about
 WORKERS = 4  # threads that read pictures; hashing and decoding run outside Python's lock
@@ -255,14 +256,16 @@ class _Index:
 
     def save(self) -> None:
         """Never fails: what is not remembered is looked up again."""
-        if self.path and self.new != self.old:
-            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(self.new), encoding="utf-8")
-                os.replace(temporary, self.path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
+        if self.path is None or self.new == self.old:
+            return
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.new), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _read_facts(path: Path, check: bool) -> _Facts | UnreadablePicture:
@@ -364,11 +367,11 @@ def buckets(resolution: int, step: int, factor: int = 8) -> tuple[Bucket, ...]:
     side = max(factor, round(resolution / factor) * factor)
     step = math.ceil(step / factor) * factor
     found = [Bucket(side, side)]
-    for long in range((side // step + 1) * step, side * 3 // 2 + 1, step):  # beyond, 2:1 would be much larger than the square
-        ideal = side * side / long
-        fitting = [short for short in range(step, side, step) if long <= MAX_ASPECT * short]
-        if fitting:
-            short = min(fitting, key=lambda short: abs(math.log(short / ideal)))
+    for long in range((side // step + 1) * step, 2 * side, step):
+        shorter = [short for short in range(step, side, step) if long <= MAX_ASPECT * short]
+        off = {short: abs(long * short / side**2 - 1) for short in shorter}
+        short = min(off, key=off.get, default=None)
+        if short and off[short] <= AREA_TOLERANCE:
             found += [Bucket(long, short), Bucket(short, long)]
     return tuple(found)
 

@@ -92,14 +92,17 @@ class LatentStore:
 
         Raises `UnreadablePicture` where that fails."""
         view = View(picture, self.bucket(picture), flip, crop)
-        shape = (view.bucket.height // self.factor, view.bucket.width // self.factor)
         tensors = _read(self.folder / view.file_name)
-        if tensors is None or any(name not in tensors or tensors[name].shape[1:] != shape for name in ("mean", "logvar")):
+        if tensors is None or not all(self._fits(tensors.get(name), view.bucket) for name in ("mean", "logvar")):
             with ThreadPoolExecutor(1) as pool:
                 tensors = self._encode([view], pool).get(view)
             if tensors is None:
                 raise UnreadablePicture(*self.skipped[-1])
         return tensors["mean"], tensors["logvar"]
+
+    def _fits(self, tensor: Tensor | None, bucket: Bucket) -> bool:
+        cells = (bucket.height // self.factor, bucket.width // self.factor)
+        return tensor is not None and tensor.dtype == torch.float32 and tensor.shape[1:] == cells
 
     def _encode(self, views: Sequence[View], pool: ThreadPoolExecutor) -> dict[View, dict[str, Tensor]]:
         """Encodes and saves views of one bucket; those of unreadable pictures are left out and noted."""

@@ -181,7 +181,8 @@ def _globals(stream: io.BytesIO) -> set[str]:
 
 
 def _global(module: str, name: str) -> str:
-    return f"{'builtins' if module == '__builtin__' else module}.{name}"
+    asked = f"{'builtins' if module == '__builtin__' else module}.{name}"
+    return "".join(letter if letter.isprintable() else "?" for letter in asked[:100])
 
 
 def _is_width(key: object) -> bool:

@@ -209,7 +209,7 @@ class ResidualHypernetwork(nn.Module):
             raise ConfigError(f"There are no initial weights {initialization!r}; there are {', '.join(INITIALIZATIONS)}.")
         self.structure = structure or ResidualStructure()
         self.widths = dict(widths)
-        self.metadata: dict[str, str] = {}
+        self.metadata: dict[str, str] = {} if initialization is None else {"weight_initialization": initialization}
         self.pairs = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode(False), torch.no_grad():  # Forge loads under inference_mode; weights made in it could never be trained

@@ -1,7 +1,7 @@
 """Trains tokenizer, text encoder and UNet of the small Stable Diffusion model on captioned shapes, over its autoencoder. Half of the
 pictures are plain; the others are in a random style that the caption names.
 
-    python -m hypernetworks.embedded.train_diffusion MODEL_FOLDER [--steps 4500] [--from MODEL]
+    python -m hypernetworks.embedded.train_diffusion MODEL_FOLDER [--steps 4500] [--from MODEL] [--preview FILE]
 
 MODEL_FOLDER/vae must exist (train_autoencoder.py), or `--from` names a model to go on with: fresh pictures, a lower peak of the
 learning rate. 4,500 steps take about 35 minutes on 2 CPU cores that compute in bfloat16, and the shipped model saw 2,600 more.
@@ -169,8 +169,8 @@ class Trainer:
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - kept)
         return loss.item()
 
-    def run(self, folder: Path, report_every: int = 50, save_every: int = 500) -> None:
-        """All steps; the averaged weights are written to `folder` now and then and at the end."""
+    def run(self, folder: Path, sheet: Path | None = None, report_every: int = 50, save_every: int = 500) -> None:
+        """All steps; the averaged weights are written to `folder` now and then and at the end, and pictures by them to `sheet`."""
         started = time.monotonic()
         for number in range(self.recipe.steps):
             self.pipe.unet.train()
@@ -179,16 +179,17 @@ class Trainer:
             if number % report_every == 0:
                 print(f"step {number} loss {loss:.4f} after {time.monotonic() - started:.0f} s", flush=True)
             if (number + 1) % save_every == 0 or number + 1 == self.recipe.steps:
-                self.save(folder)
+                self.save(folder, sheet)
 
     @torch.no_grad()
-    def save(self, folder: Path) -> None:
-        """Writes the averaged weights in half precision, and a sheet of pictures beside the model's folder."""
+    def save(self, folder: Path, sheet: Path | None) -> None:
+        """Writes the averaged weights in half precision, and a sheet of pictures if asked for one."""
         live = [p.detach().clone() for p in self.parameters]
         parts = (self.pipe.unet.eval(), self.pipe.text_encoder.eval(), self.pipe.vae)
         for parameter, averaged in zip(self.parameters, self.average, strict=True):
             parameter.copy_(averaged)
-        preview(self.pipe).save(folder.with_name(folder.name + "-preview.png"))
+        if sheet is not None:
+            preview(self.pipe).save(sheet)
         for part in parts:
             part.half()
         self.pipe.save_pretrained(str(folder))
@@ -213,7 +214,7 @@ def preview(pipe: StableDiffusionPipeline, columns: int = 6) -> Image.Image:
     return sheet
 
 
-def train(folder: Path, recipe: Recipe, model: Path | None = None) -> None:
+def train(folder: Path, recipe: Recipe, model: Path | None = None, sheet: Path | None = None) -> None:
     """Trains a new model around `folder`/vae, or goes on with `model`, and writes it to `folder`."""
     torch.manual_seed(recipe.seed)
     contents, styles, captions = captioned_pictures(recipe)
@@ -224,7 +225,7 @@ def train(folder: Path, recipe: Recipe, model: Path | None = None) -> None:
     latents = encode(pipe.vae, contents, styles)
     if model is None:
         pipe.vae.register_to_config(scaling_factor=1 / latents.std().item())
-    Trainer(pipe, recipe, latents * pipe.vae.config.scaling_factor, captions).run(folder)
+    Trainer(pipe, recipe, latents * pipe.vae.config.scaling_factor, captions).run(folder, sheet)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -234,10 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--from", type=Path, dest="model", metavar="MODEL", help="go on with this model and fresh pictures")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many different pictures are drawn")
+    parser.add_argument("--preview", type=Path, metavar="FILE", help="draw a sheet of pictures whenever the model is written")
     options = parser.parse_args(arguments)
     recipe = NEW_MODEL if options.model is None else LONGER_RUN
     given = {name: value for name in ("steps", "pictures") if (value := getattr(options, name)) is not None}
-    train(options.folder, dataclasses.replace(recipe, **given), options.model)
+    train(options.folder, dataclasses.replace(recipe, **given), options.model, options.preview)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def serve(demo: gr.Blocks, style: str, script_text: str, **options: Any) -> str:
 
 def _looks(style: str, script_text: str) -> dict[str, Any]:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400")  # the help texts are there to be read
     if MAJOR < 4:
         return {"theme": theme, "css": style}
     return {"theme": theme, "head": f"<style>{style}</style><script>{script_text}</script>"}

@@ -42,9 +42,12 @@ class GenerateTab:
         self.negative_prompt = gr.Textbox(label="Negative prompt", lines=1, elem_id="hypernetworks_negative_prompt", placeholder="What not to draw")
         self.rows = NetworkRows(self.session.catalog)
         with gr.Row():
-            self.steps = gr.Slider(minimum=1, maximum=100, step=1, value=20, label="Sampling steps", min_width=160, elem_id="hypernetworks_steps")
+            self.steps = gr.Slider(
+                minimum=1, maximum=100, step=1, value=20, label="Sampling steps", info="More take longer and look finer.", min_width=160,
+                elem_id="hypernetworks_steps",
+            )  # fmt: skip
             self.cfg_scale = gr.Slider(
-                minimum=1, maximum=20, step=0.5, value=5, label="CFG scale: how strictly to follow the prompt", min_width=160,
+                minimum=1, maximum=20, step=0.5, value=5, label="CFG scale", info="How strictly to follow the prompt.", min_width=160,
                 elem_id="hypernetworks_cfg_scale",
             )  # fmt: skip
         with gr.Row():
@@ -57,12 +60,12 @@ class GenerateTab:
                 label="Draw it without hypernetworks too", info="The same seed beside it; takes twice as long.", value=True, min_width=160,
                 elem_id="hypernetworks_compare",
             )  # fmt: skip
-        self.button = gr.Button("Generate", variant="primary", elem_id="hypernetworks_generate")
 
     def _build_results(self) -> None:
-        self.note = gr.HTML(elem_id="hypernetworks_generated")
+        self.button = gr.Button("Generate", variant="primary", elem_id="hypernetworks_generate")
+        self.note = gr.HTML(elem_id="hypernetworks_generated", elem_classes=["hypernetworks-notes"])
         with gr.Row():
-            about = {"type": "pil", "interactive": False, "min_width": 160, **compatibility.lossless()}
+            about = {"type": "pil", "interactive": False, "height": 400, "min_width": 160, **compatibility.lossless()}
             self.picture = gr.Image(label="With hypernetworks", elem_id="hypernetworks_picture", **about)
             self.plain_picture = gr.Image(label="Same seed without", elem_id="hypernetworks_plain_picture", **about)
 

@@ -24,16 +24,15 @@ class NetworkRows:
         self.inputs: list[gr.components.Component] = []
         with gr.Group():
             self._add_row(1, prefix)
+        self.refresh_button = gr.Button("Refresh list", size="sm", elem_id=f"{prefix}refresh")
         with gr.Accordion("More at once", open=False, elem_id=f"{prefix}more_networks"):
             for number in range(2, ROWS + 1):
                 with gr.Group():
                     self._add_row(number, prefix)
-        with gr.Row():
-            self.tags = gr.Textbox(
-                label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.",
-                interactive=False, scale=4, elem_id=f"{prefix}tags", **compatibility.copy_button(),
-            )  # fmt: skip
-            self.refresh_button = gr.Button("Refresh list", scale=1, min_width=120, elem_id=f"{prefix}refresh")
+        self.tags = gr.Textbox(
+            label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.", interactive=False,
+            elem_id=f"{prefix}tags", **compatibility.copy_button(),
+        )  # fmt: skip
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
             component.change(self.write_tags, self.inputs, [self.tags], queue=False, show_progress="hidden")

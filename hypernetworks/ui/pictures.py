@@ -11,7 +11,7 @@ from ..dataset import Dataset, read_folder
 from ..errors import DatasetError, HypernetworkError
 from ..files import check_name
 from ..host import Host
-from ..uploads import store, unpack
+from ..uploads import Upload, safe_stem, store
 from . import compatibility
 from .dataset_check import read_edits, report, save_captions
 from .markup import note, plural
@@ -33,13 +33,18 @@ class PicturesStep:
         self.folder = form.add("dataset", label="Folder on this computer", info="Its full path.", placeholder="/home/me/pictures/my style")[0]
         self.dropped = gr.File(
             label="Or drop pictures here, or a zip of them", file_count="multiple", file_types=["image", ".txt", ".zip"],
-            height=110, elem_id="hypernetworks_dropped",
+            height=150, elem_id="hypernetworks_dropped",
         )  # fmt: skip
+        self.drop_note = gr.HTML(elem_id="hypernetworks_drop_note", elem_classes=["hypernetworks-notes"])
         self.shared_caption = form.add("shared_caption", placeholder="for example: a watercolour painting")[0]
         self.check_button = gr.Button("Check pictures", elem_id="hypernetworks_check")
-        self.report = gr.HTML(elem_id="hypernetworks_report")
+        self.report = gr.HTML(
+            note("The check shows each picture with its caption to edit, the sizes they are trained at, and what is odd.", "hint"),
+            elem_id="hypernetworks_report",
+        )
         self.save_button = gr.Button("Save captions", visible=False, elem_id="hypernetworks_save_captions")
-        self.edits = gr.Textbox(elem_id="hypernetworks_edits", elem_classes=["hypernetworks-hidden"], show_label=False)
+        with gr.Column(elem_id="hypernetworks_hidden_edits"):
+            self.edits = gr.Textbox(elem_id="hypernetworks_edits", show_label=False)
 
     def wire(self) -> None:
         """Connects the buttons, once all inputs exist."""
@@ -48,7 +53,8 @@ class PicturesStep:
         shown = [self.report, self.save_button, inputs["name"]]
         self.check_button.click(self.check, [*about, inputs["name"]], shown)
         self.folder.submit(self.check, [*about, inputs["name"]], shown)
-        self.dropped.upload(self.drop, [self.dropped], [self.folder, self.report]).then(self.check, [*about, inputs["name"]], shown)
+        kept = self.dropped.upload(self.drop, [self.dropped], [self.folder, self.drop_note])
+        kept.then(self.check, [*about, inputs["name"]], shown)
         self.save_button.click(self.save, [self.edits, *about], [self.report], **compatibility.script(EDITS_FIRST))
 
     def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, name: str) -> list[Any]:
@@ -60,12 +66,13 @@ class PicturesStep:
         return [html, gr.update(visible=True), gr.update() if (name or "").strip() else _proposed_name(folder)]
 
     def drop(self, files: Any) -> list[Any]:
-        """Keeps files that were dropped in, in a folder of their own: its path, and a note where that failed."""
-        paths = compatibility.uploaded(files)
+        """Keeps files that were dropped in, in a folder of their own: its path, and what could not be kept."""
         try:
-            return [str(keep(paths, self.host.folders.pictures)), ""]
+            folder, upload = keep(compatibility.uploaded(files), self.host.folders.pictures)
         except HypernetworkError as error:
-            return ["", note(str(error))]
+            return [gr.update(), note(str(error))]
+        left_out = "".join(note(f"{name} was left out: {reason}.", "warning") for name, reason in upload.left_out)
+        return [str(folder), left_out]
 
     def save(self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> str:
         """Writes edited captions, and shows the pictures anew."""
@@ -95,23 +102,18 @@ class PicturesStep:
         return report(Path(folder.strip()), dataset, side, values.get("bucket_step", 64), model.latent_factor, caption)
 
 
-def keep(files: Sequence[Path], pictures: Path) -> Path:
-    """Stores pictures, caption files and what is in zips in a new folder below `pictures`. Raises `DatasetError`."""
-    if not files:
-        raise DatasetError("Nothing was dropped in.")
-    archives = [path for path in files if path.suffix.lower() == ".zip"]
-    into = _free(pictures, _proposed_name(archives[0].stem) if archives else "")
-    others = [path for path in files if path not in archives]
-    if others:
-        store(others, into)
-    for archive in archives:
-        unpack(archive, into)
-    return into
+def keep(files: Sequence[Path], pictures: Path) -> tuple[Path, Upload]:
+    """Stores pictures, captions and what is in zips in a new folder below `pictures`, named after the zip where there is one.
+
+    Gives the folder and what came of the files. Raises `DatasetError` where nothing can be taken.
+    """
+    archives = [path.stem for path in files if path.suffix.lower() == ".zip"]
+    into = _free(pictures, safe_stem(archives[0]) if archives else "pictures")
+    return into, store(files, into)
 
 
 def _free(pictures: Path, name: str) -> Path:
-    name, number = name or "pictures", 1
-    into = pictures / name
+    into, number = pictures / name, 1
     while into.exists():
         number += 1
         into = pictures / f"{name}-{number}"

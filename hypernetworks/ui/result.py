@@ -35,7 +35,7 @@ def card(path: Path) -> str:
 
 def _trained(facts: FileFacts) -> str:
     pictures, model = facts.metadata.get("dataset_size"), facts.metadata.get("base_model")
-    return f"{facts.step:,} steps" + (f" on {pictures} pictures" if pictures else "") + (f", with the model {model}" if model else "")
+    return f"{facts.step:,} steps" + (f" on {pictures} pictures" if pictures else "") + (f", with the model “{model}”" if model else "")
 
 
 def write_pt(path: Path, into: Path) -> Path:

@@ -55,12 +55,12 @@ class TrainTab:
         with gr.Row():
             self.form.add("max_steps", "batch_size", min_width=200)
         for group in dict.fromkeys(option.group for option in self.form.options.values()):
-            with gr.Accordion(group, open=False, elem_id=f"hypernetworks_group_{group.lower()}"):
+            with gr.Accordion(f"Options · {group}", open=False, elem_id=f"hypernetworks_group_{group.lower()}"):
                 self.form.add_group(group)
 
     def _build_start(self) -> None:
         gr.HTML("<h3>3 · Train</h3>")
-        self.note = gr.HTML(elem_id="hypernetworks_note")
+        self.note = gr.HTML(elem_id="hypernetworks_note", elem_classes=["hypernetworks-notes"])
         with gr.Row(visible=False, elem_id="hypernetworks_taken") as self.taken:
             self.continue_button = gr.Button("Continue its training", min_width=120, elem_id="hypernetworks_continue")
             self.replace_button = gr.Button("Replace it", variant="stop", min_width=120, elem_id="hypernetworks_replace")
@@ -71,20 +71,20 @@ class TrainTab:
             self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
 
     def _build_results(self) -> None:
-        hidden = {"elem_classes": ["hypernetworks-hidden"]}
         self.status = gr.HTML(progress.status(None), elem_id="hypernetworks_status")
-        self.previews = gr.Gallery(
-            label="Previews, newest first", columns=3, height=340, object_fit="contain", visible=False, elem_id="hypernetworks_previews"
-        )
-        self.card = gr.HTML(elem_id="hypernetworks_card")
+        self.card = gr.HTML(elem_id="hypernetworks_card", elem_classes=["hypernetworks-notes"])
         with gr.Row(visible=False, elem_id="hypernetworks_result") as self.result:
             self.try_button = gr.Button("Try it", variant="primary", min_width=120, elem_id="hypernetworks_try")
             self.pt_button = gr.Button("Make an A1111 .pt", min_width=120, elem_id="hypernetworks_make_pt")
         self.downloads = gr.File(label="Downloads", interactive=False, visible=False, file_count="multiple", elem_id="hypernetworks_downloads")
-        self.result_note = gr.HTML(elem_id="hypernetworks_result_note")
-        self.poll_button = gr.Button("Refresh", elem_id="hypernetworks_poll", **hidden)
-        self.trained_name = gr.Textbox(elem_id="hypernetworks_trained_name", show_label=False, **hidden)
-        self.confirmed = gr.Checkbox(elem_id="hypernetworks_confirmed", show_label=False, **hidden)
+        self.result_note = gr.HTML(elem_id="hypernetworks_result_note", elem_classes=["hypernetworks-notes"])
+        self.previews = gr.Gallery(
+            label="Previews, newest first", columns=3, height=340, object_fit="contain", visible=False, elem_id="hypernetworks_previews"
+        )
+        with gr.Column(elem_id="hypernetworks_hidden"):
+            self.poll_button = gr.Button("Refresh", elem_id="hypernetworks_poll")
+            self.trained_name = gr.Textbox(elem_id="hypernetworks_trained_name", show_label=False)
+            self.confirmed = gr.Checkbox(elem_id="hypernetworks_confirmed", show_label=False)
         self.seen = gr.State("")
 
     def _wire(self) -> None:

@@ -1,0 +1,231 @@
+"""Does a hypernetwork do its job? Four styles are trained on 16 captioned pictures each; pictures of 48 prompts that were not among the
+captions are judged by a classifier that never saw a generated picture.
+
+    python benchmarks/effect.py [--small] [--json FILE] [--out FOLDER]
+
+Compared are the bare model, a hypernetwork with one pair of networks per attention layer, one with a pair per width (what A1111 reads),
+and as a yardstick a LoRA on all attention layers. All are trained in as many steps, on the same batches. About half an hour on 2 CPU
+cores; finished parts are kept in the output folder, so that an interrupted run goes on where it stopped.
+"""
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from classifier import COLORLESS, COLORS, SMALL, STYLES, Effort, Judge, prepare, shape_label, to_pixels
+from low_rank import train_low_rank
+from PIL import Image
+from report import arguments, grid, kept, table, write_figures
+
+from hypernetworks.attention import attached
+from hypernetworks.catalog import Catalog
+from hypernetworks.config import TrainingConfig, read
+from hypernetworks.embedded import MODEL, shapes
+from hypernetworks.embedded.make_pictures import contents, make_pictures
+from hypernetworks.host import Folders, GenerationRequest
+from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.presets import preset
+from hypernetworks.progress_bar import show
+from hypernetworks.prompt import ActiveNetwork
+from hypernetworks.session import Session
+from hypernetworks.trainer import HypernetworkTrainer
+
+LEARNED = ("striped", "dotted", "outlined", "sepia")
+BARE, PER_LAYER, PER_WIDTH, LOW_RANK = "none", "per layer", "per width", "LoRA rank 4"
+RANK = 4
+LOW_RANK_RATE = "3e-3"
+SAMPLING_STEPS, CFG_SCALE, SEED = 20, 5.0, 1000
+UNWATCHED = {"preview_every": 0, "validation_every": 0, "checkpoint_every": 0, "validation_share": 0.0}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    styles: tuple[str, ...] = LEARNED
+    prompts: int = 48
+    steps: int = 1000
+    judge: Effort = Effort()
+
+
+QUICK = Size(styles=("sepia",), prompts=12, steps=60, judge=SMALL)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of pictures whose style, shape and colour are right; colour is None where the style does not keep it. `seconds` of training."""
+
+    style: float
+    shape: float
+    color: float | None
+    seconds: float
+
+
+class Bench:
+    """The model, the judge and the prompts, and what is measured with them."""
+
+    def __init__(self, out: Path, size: Size) -> None:
+        self.out, self.size = out, size
+        self.host = DiffusersHost(folders=Folders.below(out))
+        self.session = Session(Catalog(self.host.folders.networks))
+        self.prompts = unseen_contents(size.prompts)
+        self.judge, self.judge_accuracy = self._prepare_judge()
+
+    def _prepare_judge(self) -> tuple[Judge, dict[str, Any]]:
+        from diffusers import AutoencoderKL
+
+        print("Preparing the judge ...", flush=True)
+        return prepare(AutoencoderKL.from_pretrained(MODEL, subfolder="vae").float().eval(), self.out, self.size.judge)
+
+    def ceiling(self, style: str) -> float:
+        """Style accuracy on real renders after the autoencoder: no generator can do better."""
+        return self.judge_accuracy["round trips"][style]["style"]
+
+    def measure(self, style: str, network: str) -> Scores:
+        """Trains `network` (or takes the bare model) on the style's pictures, draws the prompts, judges them. Kept."""
+        options = {} if network == BARE else self.options(style, network)
+        settings = [options, asdict(self.size), SAMPLING_STEPS, CFG_SCALE, SEED, RANK, self.host.model.hash]
+        name = f"{style}-{network}".replace(" ", "-")
+        return Scores(**kept(self.out, name, settings, lambda: asdict(self._measure(style, network, options, name))))
+
+    def options(self, style: str, network: str) -> dict[str, Any]:
+        """The training's options: the project's preset for styles, but all pictures are trained on and nothing is watched."""
+        values = preset("style") | UNWATCHED | {"name": f"{style}-{network}".replace(" ", "-"), "max_steps": self.size.steps}
+        if network == LOW_RANK:
+            return values | {"learning_rate": LOW_RANK_RATE}
+        return values | {"per_layer": network == PER_LAYER}
+
+    def _measure(self, style: str, network: str, options: dict[str, Any], name: str) -> Scores:
+        print(f"\n{style}, {network}", flush=True)
+        folder, started = self.out / "pictures" / style, time.monotonic()
+        make_pictures(folder, shapes.STYLES[style])
+        if network == BARE:
+            pictures, seconds = self.bare_pictures, 0.0
+        elif network == LOW_RANK:
+            low_rank = train_low_rank(folder, self.host, read(TrainingConfig, options), RANK)
+            seconds = time.monotonic() - started
+            with attached(self.host.unet, [low_rank.edit()]):
+                pictures = self.draw([])
+        else:
+            trainer = HypernetworkTrainer(config=options)
+            show(trainer, trainer.run(folder, self.host, overwrite=True))
+            seconds = time.monotonic() - started
+            pictures = self.draw([ActiveNetwork(options["name"])])
+        grid(pictures, 12).save(self.out / f"{name}.png")
+        return self.score(pictures, style, seconds)
+
+    @cached_property
+    def bare_pictures(self) -> list[Image.Image]:
+        """What the model draws without any network."""
+        return self.draw([])
+
+    def draw(self, active: Sequence[ActiveNetwork]) -> list[Image.Image]:
+        """One picture per prompt, each with its own seed."""
+        side = self.host.model.resolution
+        requests = [
+            GenerationRequest(content.caption(), steps=SAMPLING_STEPS, cfg_scale=CFG_SCALE, width=side, height=side, seed=SEED + number)
+            for number, content in enumerate(self.prompts)
+        ]
+        return [self.session.generate(self.host, request, active)[0] for request in requests]
+
+    def score(self, pictures: Sequence[Image.Image], style: str, seconds: float) -> Scores:
+        """What the judge says of pictures of the prompts that should be in this style."""
+        judged = self.judge.judge(to_pixels(pictures)).tolist()
+        styles, forms, colors = zip(*judged, strict=True)
+        wanted_forms = [shape_label(content.shape, style) for content in self.prompts]
+        seen_forms = [shape_label(shapes.SHAPES[form], style) for form in forms]
+        return Scores(
+            style=mean(STYLES[number] == style for number in styles),
+            shape=mean(seen == wanted for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
+            color=None if style in COLORLESS
+            else mean(COLORS[seen] == content.color for seen, content in zip(colors, self.prompts, strict=True)),
+            seconds=seconds,
+        )
+
+
+def unseen_contents(count: int) -> list[shapes.Content]:
+    """Contents whose captions are not among the training pictures'; shapes, sizes and colours are balanced in every 16."""
+    known = {content.caption() for content in contents()}
+    found: list[shapes.Content] = []
+    for seed in itertools.count(1000):
+        drawn = contents(seed)
+        if known.isdisjoint(captions := {content.caption() for content in drawn}):
+            found, known = found + drawn, known | captions
+        if len(found) >= count:
+            return found[:count]
+    raise AssertionError("itertools.count does not end")
+
+
+Results = dict[str, dict[str, Scores]]  # style -> network -> scores
+
+
+def style_share(bench: Bench, results: Results, network: str) -> float:
+    """Mean style accuracy over the styles as a share of what the judge gives real pictures after the autoencoder."""
+    return mean(of[network].style / bench.ceiling(style) for style, of in results.items())
+
+
+def content_drops(results: Results, network: str) -> tuple[float, float]:
+    """Percentage points of shape and of colour accuracy that the network loses against the bare model, means over the styles."""
+    shape = mean(of[BARE].shape - of[network].shape for of in results.values())
+    colors = [of[BARE].color - of[network].color for of in results.values() if of[BARE].color is not None]
+    return 100 * shape, 100 * mean(colors) if colors else 0.0
+
+
+def figures(bench: Bench, results: Results) -> dict[str, float]:
+    """The figures; those without a network's name are of the better kind of hypernetwork."""
+    found = {}
+    for network in (PER_LAYER, PER_WIDTH):
+        name, (shape, color) = network.replace(" ", "_"), content_drops(results, network)
+        found[f"style_accuracy_{name}"] = style_share(bench, results, network)
+        found[f"style_vs_oracle_lora_{name}"] = style_share(bench, results, network) / max(1e-9, style_share(bench, results, LOW_RANK))
+        found[f"shape_drop_points_{name}"], found[f"color_drop_points_{name}"] = shape, color
+        found[f"content_drop_points_{name}"] = max(shape, color)
+    best = max(("per_layer", "per_width"), key=lambda name: found[f"style_accuracy_{name}"])
+    goals = {name: found[f"{name}_{best}"] for name in ("style_accuracy", "style_vs_oracle_lora", "content_drop_points")}
+    return goals | {
+        "style_accuracy_without": style_share(bench, results, BARE),
+        "style_accuracy_lora": style_share(bench, results, LOW_RANK),
+        "judge_accuracy": min(bench.judge_accuracy["renders"]["all"].values()),
+    } | found
+
+
+def report(bench: Bench, results: Results) -> str:
+    """Two tables in Markdown: the judge, and the networks."""
+    judged = [
+        (style, what, *(row.get(part) for part in ("style", "shape", "colour")))
+        for what, rows in bench.judge_accuracy.items() for style, row in rows.items()
+    ]
+    measured = [
+        (style, network, scores.style, scores.style / bench.ceiling(style), scores.shape, scores.color, round(scores.seconds))
+        for style, of in results.items() for network, scores in of.items()
+    ]
+    return "\n".join([
+        "The judge on held-out pictures:", "", table(("class", "pictures", "style", "shape", "colour"), judged), "",
+        f"{bench.size.prompts} unseen prompts, {SAMPLING_STEPS} DDIM steps, CFG scale {CFG_SCALE:g}; {bench.size.steps} training steps:", "",
+        table(("style", "network", "style accuracy", "share of ceiling", "shape", "colour", "seconds of training"), measured), "",
+    ])
+
+
+def main() -> None:
+    """The command line."""
+    options = arguments("effect", __doc__).parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.out, QUICK if options.small else Size())
+    networks = (BARE, PER_WIDTH, PER_LAYER, LOW_RANK)
+    results = {style: {network: bench.measure(style, network) for network in networks} for style in bench.size.styles}
+    found, text = figures(bench, results), report(bench, results)
+    text += "\n" + table(("figure", "value"), list(found.items()))
+    print("\n" + text)
+    (options.out / "effect.md").write_text(text + "\n", encoding="utf-8")
+    write_figures(options.json, found)
+    print(f"\nPictures and tables are in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
