@@ -1,4 +1,5 @@
 """The hypernetworks in a folder: their names, their paths, and the loaded networks of the last few."""
+
 from __future__ import annotations
 
 import difflib
@@ -16,8 +17,8 @@ from .residual import ResidualHypernetwork
 class Catalog:
     """Names -> files -> networks, for a folder and everything below it.
 
-    A file is called by its name without suffix, or by its path within the folder without suffix, as in "styles/striped". Where two
-    files have the same name, safetensors comes before `.pt` and then the shallower folder first; the others keep their path as name.
+    A file is called by its name without suffix, or by its path within the folder without suffix, as in "styles/striped". Where
+    two files have the same name, safetensors comes before `.pt`, then the shallower folder first; the others are shown by path.
     """
 
     def __init__(self, folder: str | Path, loaded: int = 4) -> None:
@@ -34,7 +35,7 @@ class Catalog:
             return list(self._listed()[0])
 
     def path(self, name: str) -> Path:
-        """The file of that name. Looks at the folder again for an unknown one; raises `HypernetworkError` that names similar ones."""
+        """The file of that name; an unknown one is looked for again. Raises `HypernetworkError` that names similar ones."""
         with self._lock:
             if name not in self._listed()[1]:
                 self.refresh()
@@ -89,18 +90,20 @@ def _stamp(path: Path, name: str) -> tuple[int, int]:
 def _list(folder: Path) -> tuple[list[str], dict[str, Path]]:
     """The names to show, and every accepted name -> path."""
     names, paths = [], {}
-    for relative in sorted(_files(folder), key=lambda path: (SUFFIXES.index(path.suffix.lower()), len(path.parts), path.as_posix().lower())):
-        whole = relative.with_name(relative.stem).as_posix()
-        if whole in paths:  # a .pt beside the safetensors of the same name
+    for _, _, path, suffix in sorted(
+        (SUFFIXES.index(suffix.lower()), path.count("/"), path, suffix) for path, suffix in _files(folder)
+    ):
+        if path in paths:  # a .pt beside the safetensors of the same name
             continue
-        names.append(relative.stem if relative.stem not in paths else whole)
-        paths[whole] = folder / relative
-        paths.setdefault(relative.stem, folder / relative)
+        name = path.rpartition("/")[2]
+        names.append(path if name in paths else name)
+        paths[path] = folder / (path + suffix)
+        paths.setdefault(name, paths[path])
     return sorted(names, key=lambda name: (name.lower(), name)), paths
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Paths of hypernetwork files relative to the folder; symbolic links are followed, but never in a circle."""
+def _files(folder: Path) -> Iterator[tuple[str, str]]:
+    """(path within the folder without suffix, suffix) of every file; symbolic links are followed, but never in a circle."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -109,8 +112,8 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            stem, suffix = os.path.splitext(name)
+        within = Path(root).relative_to(folder).as_posix()
+        for stem, suffix in map(os.path.splitext, files):
             # "None" stands for no hypernetwork in A1111's dropdowns, where such a file is not listed either
-            if suffix.lower() in SUFFIXES and not name.startswith(".") and stem != "None":
-                yield Path(root, name).relative_to(folder)
+            if suffix.lower() in SUFFIXES and not stem.startswith(".") and stem != "None":
+                yield stem if within == "." else f"{within}/{stem}", suffix

@@ -1,7 +1,8 @@
-"""Hypernetwork files: safetensors with all that rebuilds the network, and the `.pt` files of the field. Nothing in a file is ever run.
+"""Hypernetwork files: safetensors with all that rebuilds the network, and the field's `.pt` files. No file's code is ever run.
 
 The layouts are described in docs/formats.md.
 """
+
 from __future__ import annotations
 
 import base64
@@ -38,7 +39,7 @@ _RESERVED = {"con", "prn", "aux", "nul", "none", *(f"{port}{n}" for port in ("co
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file says about itself. `metadata`: base_model, base_model_hash, dataset_size, settings (JSON), date (ISO), preview, ..."""
+    """What a file says about itself. `metadata`: base_model, base_model_hash, dataset_size, settings (JSON), date (ISO), ..."""
 
     kind: str  # "residual"
     widths: Mapping[Key, int]
@@ -82,15 +83,22 @@ def describe(path: str | Path) -> FileFacts:
         return _read_header(path)[0]
     network = legacy.load(path)
     return FileFacts(
-        "residual", network.widths, network.structure, network.name, network.description, network.step, network.metadata, path.stat().st_size
+        "residual",
+        network.widths,
+        network.structure,
+        network.name,
+        network.description,
+        network.step,
+        network.metadata,
+        path.stat().st_size,
     )
 
 
 def save(network: ResidualHypernetwork, path: str | Path, *, overwrite: bool = False) -> Path:
     """Writes `.safetensors` with full metadata, or `.pt` in A1111's layout; the file is there whole or not at all.
 
-    Raises `NameTaken` for an existing file unless it may be overwritten, `NameRefused`, `TrainingFailed` where it cannot be written, and
-    `ConfigError` for a network that a `.pt` cannot hold.
+    Raises `NameTaken` for an existing file unless it may be overwritten, `NameRefused`, `TrainingFailed` where it cannot be
+    written, and `ConfigError` for a network that a `.pt` cannot hold.
     """
     path = Path(path)
     check_name(path.stem)
@@ -113,7 +121,8 @@ def load_optimizer(path: str | Path) -> tuple[str, dict[str, Any]] | None:
     state = contents.get("optimizer_state_dict") if isinstance(contents, dict) else None
     if not isinstance(state, dict) or contents.get("hash") != short_hash(path):
         return None
-    return str(contents.get("optimizer_name", "AdamW")), state
+    name = contents.get("optimizer_name")
+    return name if isinstance(name, str) else "AdamW", state
 
 
 def check_name(name: str) -> str:
@@ -135,9 +144,9 @@ def check_name(name: str) -> str:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it: whatever happens, `path` is the old file or the whole new one.
+    """Lets `write` fill a temporary file beside `path` and renames it: at any moment `path` is the old file or the whole new one.
 
-    Raises `TrainingFailed` where the disk is full or the folder cannot be written; the old file and the folder are then as before.
+    Raises `TrainingFailed` where the disk is full or the folder cannot be written; old file and folder are then as before.
     """
     path = Path(path)
     try:
@@ -145,9 +154,13 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         _write_and_rename(path, write)
     except Exception as error:  # for a full disk each library raises an error of its own kind
         if _is_disk_full(error):
-            raise TrainingFailed(f"{path.name} was not saved: the disk of {path.parent} is full. Free some space and save again.") from error
+            raise TrainingFailed(
+                f"{path.name} was not saved: the disk of {path.parent} is full. Free some space and save again."
+            ) from error
         if isinstance(error, OSError):
-            raise TrainingFailed(f"{path.name} was not saved: {path.parent} cannot be written ({error.strerror or error}).") from error
+            raise TrainingFailed(
+                f"{path.name} was not saved: {path.parent} cannot be written ({error.strerror or error})."
+            ) from error
         raise
 
 
@@ -177,6 +190,8 @@ def _suffix(path: Path) -> str:
         raise FileRefused(f"{path.name} is of another format: hypernetworks are {' and '.join(SUFFIXES)} files.")
     if path.stat().st_size == 0:
         raise FileRefused(f"{path.name} is empty: get it again.")
+    if not os.access(path, os.R_OK):
+        raise FileRefused(f"{path.name} cannot be read: its owner has to allow it.")
     return path.suffix.lower()
 
 
@@ -206,11 +221,15 @@ def _load_safetensors(path: Path) -> ResidualHypernetwork:
     try:
         network = ResidualHypernetwork(facts.widths, facts.structure, initialization=None)
         wanted = {
-            key: [{name: f"{key}.{part}.{name}" for name in f.state_dict()} for part, f in zip("kv", network.pair(key), strict=True)]
+            key: [
+                {name: f"{key}.{part}.{name}" for name in f.state_dict()} for part, f in zip("kv", network.pair(key), strict=True)
+            ]
             for key in network.keys
         }
         if odd := sorted(names ^ {name for pair in wanted.values() for part in pair for name in part.values()}):
-            raise ConfigError(f"its weights do not fit its structure: {odd[0]} is {'not expected' if odd[0] in names else 'missing'}.")
+            raise ConfigError(
+                f"its weights do not fit its structure: {odd[0]} is {'not expected' if odd[0] in names else 'missing'}."
+            )
         with safetensors.safe_open(path, framework="pt") as file:
             for key, pair in wanted.items():
                 network.assign(key, [{name: file.get_tensor(stored) for name, stored in part.items()} for part in pair])
@@ -231,7 +250,9 @@ def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
     if metadata.get("format") != FORMAT:
         raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
     if metadata.get("format_version") != str(VERSION) or metadata.get("kind") != "residual":
-        raise FileRefused(f"{path.name} was written by a newer version of this extension: update it, or get the file in another format.")
+        raise FileRefused(
+            f"{path.name} was written by a newer version of this extension: update it, or get the file in another format."
+        )
     try:
         widths, structure = _pairs(metadata.get("pairs", "")), _structure(metadata.get("structure", ""))
         step = int(metadata.get("step", ""))

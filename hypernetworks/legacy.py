@@ -1,7 +1,8 @@
 """`.pt` files: what A1111's web UI and its relatives write, read without running code, and A1111's own layout written.
 
-Every variant is described in docs/formats.md. Places in A1111's source are cited as hn:LINE (modules/hypernetworks/hypernetwork.py).
+Every variant is described in docs/formats.md. hn:LINE cites A1111's modules/hypernetworks/hypernetwork.py.
 """
+
 from __future__ import annotations
 
 import io
@@ -33,9 +34,15 @@ _FOREIGN = (
     ("the state of an optimizer; the hypernetwork is the file beside it without .optim", ("optimizer_state_dict",)),
     ("a LoRA; it belongs in the folder for LoRA files", ("lora_up", "lora_down", "lora_A", "lora_B", "hada_w", "lokr_w")),
     ("a ControlNet", ("control_model.", "controlnet_")),
-    ("a checkpoint, a whole model", ("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.", "down_blocks.", "state_dict")),
+    (
+        "a checkpoint, a whole model",
+        ("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.", "down_blocks.", "state_dict"),
+    ),
     ("an autoencoder (VAE)", ("first_stage_model.", "encoder.conv_in.", "decoder.conv_in.")),
-    ("a textual inversion embedding; it belongs in the folder for embeddings", ("string_to_param", "emb_params", "clip_l", "clip_g")),
+    (
+        "a textual inversion embedding; it belongs in the folder for embeddings",
+        ("string_to_param", "emb_params", "clip_l", "clip_g"),
+    ),
 )
 
 
@@ -66,8 +73,12 @@ def load(path: Path) -> ResidualHypernetwork:
     network.name = _text(contents.get("name")) or path.stem
     network.description = _text(contents.get("optional_info"))
     step = contents.get("step")
-    network.step = step if isinstance(step, int) and 0 <= step < 2**63 else 0
-    known = {"base_model": "sd_checkpoint_name", "base_model_hash": "sd_checkpoint", "weight_initialization": "weight_initialization"}
+    network.step = step if type(step) is int and 0 <= step < 2**63 else 0
+    known = {
+        "base_model": "sd_checkpoint_name",
+        "base_model_hash": "sd_checkpoint",
+        "weight_initialization": "weight_initialization",
+    }
     network.metadata = {ours: text for ours, theirs in known.items() if (text := _text(contents.get(theirs)))}
     return network
 
@@ -75,19 +86,23 @@ def load(path: Path) -> ResidualHypernetwork:
 def to_bytes(network: ResidualHypernetwork) -> bytes:
     """A `.pt` file as A1111 writes and reads it. Raises `ConfigError` for a network that A1111's format cannot hold.
 
-    The old serialization, because A1111's safe.py refuses the zip files of torch >= 2.1; plain dicts, because they need no code to read.
+    The old serialization, because A1111's safe.py refuses the zip files of torch >= 2.1; plain dicts, because no code makes them.
     """
     if network.per_layer:
         raise ConfigError(
-            "A .pt file holds one pair of networks per width, and this hypernetwork has one per attention layer: save it as .safetensors, "
-            "or train with one pair per width."
+            "A .pt file holds one pair of networks per width, and this hypernetwork has one per attention layer: "
+            "save it as .safetensors, or train with one pair per width."
         )
     contents: dict[Any, Any] = {
-        width: tuple({name: weight.detach().cpu().clone() for name, weight in f.state_dict().items()} for f in network.pair(width))
+        width: tuple(
+            {name: weight.detach().cpu().clone() for name, weight in f.state_dict().items()} for f in network.pair(width)
+        )
         for width in network.keys
     }
     structure = network.structure
-    dropout = [int(share) if share == 0 else share for share in structure.dropout_structure or [0] * len(structure.layer_structure)]
+    dropout = [
+        int(share) if share == 0 else share for share in structure.dropout_structure or [0] * len(structure.layer_structure)
+    ]
     dropout[0] = 0
     if not structure.skip_connection:
         dropout[-1] = 0  # A1111 asserts it; dropout after the last layer changes no position and nothing at generation
@@ -128,7 +143,9 @@ def unpickle(path: Path) -> Any:
             # not torch.load: A1111 replaces it by its own, which returns None for new zip files (safe.py:195)
             return torch.serialization.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the readers fail in every way there is
-        raise FileRefused(f"{path.name} is damaged, incomplete or no .pt file: get it again, or in the format .safetensors.") from error
+        raise FileRefused(
+            f"{path.name} is damaged, incomplete or no .pt file: get it again, or in the format .safetensors."
+        ) from error
     raise UnsafeFile(
         f"{path.name} was refused: reading it would run {', '.join(code[:5])}, and a hypernetwork needs no code. "
         "Ask its author for a .safetensors file."
@@ -152,8 +169,8 @@ def _main_pickle(data: bytes) -> bytes:
 def _globals(stream: io.BytesIO) -> set[str]:
     """Names of the functions and classes that the pickles in a stream ask for; the old serialization has five pickles in a row.
 
-    torch's own check refuses these too. This one comes first, names them also where torch only says "unsupported operand", and allows
-    less: not, for instance, `bytearray`, which makes a tiny file fill the memory.
+    torch's own check refuses code too. This one comes first, names it also where torch only says "unsupported operand", and
+    allows less: not, for instance, `bytearray`, which makes a tiny file fill the memory.
     """
     found: set[str] = set()
     operations = 0
@@ -188,7 +205,7 @@ def _global(module: str, name: str) -> str:
 def _is_width(key: object) -> bool:
     if isinstance(key, str):
         return key.isascii() and key.isdigit() and 0 < len(key) < 10
-    return type(key) is int
+    return type(key) is int and abs(key) < 2**63
 
 
 def _text(value: object) -> str:
@@ -198,7 +215,11 @@ def _text(value: object) -> str:
 
 def _pair(key: object, value: object) -> list[dict[str, Tensor]]:
     """The weights of K and V under the names of today."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(state, Mapping) and state for state in value):
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) != 2
+        or not all(isinstance(state, Mapping) and state for state in value)
+    ):
         raise ConfigError(f"its entry {key} is not a pair of networks.")
     states = [{_OLD_NAMES.get(name, name): weight for name, weight in state.items()} for state in value]
     for state in states:
@@ -216,7 +237,7 @@ def _is_whole(weight: object) -> bool:
 
 
 def _structure(contents: Mapping[Any, Any], state: Mapping[str, Tensor], width: int) -> ResidualStructure:
-    """The structure from one network's weights, and from the file's fields where weights leave no trace. Defaults as in hn:249-257."""
+    """The structure by one network's weights, and by the fields where weights leave no trace. Defaults as in hn:249-257."""
     activation = contents.get("activation_func")
     if not isinstance(activation, (str, type(None))):
         raise ConfigError("its activation_func is not a name.")
@@ -224,7 +245,9 @@ def _structure(contents: Mapping[Any, Any], state: Mapping[str, Tensor], width: 
     linears, layer_norm = _layers(state, skip_connection)
     weights = [state[name] for name in linears.values()]
     if weights[0].shape[1] != width or weights[-1].shape[0] != width:
-        raise ConfigError(f"its networks for width {width} lead from width {weights[0].shape[1]} to width {weights[-1].shape[0]}.")
+        raise ConfigError(
+            f"its networks for width {width} lead from width {weights[0].shape[1]} to width {weights[-1].shape[0]}."
+        )
     multiples = _multiples(contents.get("layer_structure", (1, 2, 1)), width, [weight.shape[0] for weight in weights])
     dropout = _stated_dropout(contents, len(multiples))
     if not skip_connection:
@@ -243,7 +266,7 @@ def _structure(contents: Mapping[Any, Any], state: Mapping[str, Tensor], width: 
 
 
 def _layers(state: Mapping[str, Tensor], skip_connection: bool) -> tuple[dict[int, str], bool]:
-    """Position -> name of the weight of every Linear, in order, and whether LayerNorms (one-dimensional, with a bias) follow them."""
+    """Position -> name of each Linear's weight, in order, and whether LayerNorms (one-dimensional, with a bias) follow them."""
     linears, layer_norm = {}, False
     for name, weight in state.items():
         words = name.split(".")
@@ -259,7 +282,7 @@ def _layers(state: Mapping[str, Tensor], skip_connection: bool) -> tuple[dict[in
 
 
 def _multiples(stated: object, width: int, outputs: Sequence[int]) -> tuple[float, ...]:
-    """The stated layer structure if it gives these widths, else one that does: multiples that A1111's rounding down brings back."""
+    """The stated layer structure if it gives these widths, else one that does, also after A1111's rounding down."""
     if isinstance(stated, (list, tuple)) and all(type(multiple) in (int, float) and 0 < multiple < 10**6 for multiple in stated):
         if [int(width * multiple) for multiple in stated] == [width, *outputs]:
             return tuple(stated)

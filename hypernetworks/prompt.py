@@ -23,8 +23,8 @@ SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false":
 class ActiveNetwork:
     """A hypernetwork at work: its name in the catalog, how strongly it acts where, and when.
 
-    The strength at a place is the product of `strength`, of that of K or V and of that of the block. `start` and `end` are shares of
-    the sampling steps, 0 to 1. Without `uncond`, rows that see the negative prompt are left alone. Raises `HypernetworkError` for
+    The strength at a place is the product of `strength`, that of K or V and that of the block. `start` and `end` are shares of the
+    sampling steps, 0 to 1. Without `uncond`, rows that see the negative prompt are left alone. Raises `HypernetworkError` for
     values that cannot be.
     """
 
@@ -45,7 +45,7 @@ class ActiveNetwork:
                 raise HypernetworkError(f"{field} cannot be {getattr(self, field)}; it takes a number.")
         if not 0 <= self.start <= self.end <= 1:
             raise HypernetworkError(
-                f"start and end are shares of the sampling steps from 0 to 1, the start first; {self.start:g} to {self.end:g} is none."
+                f"start and end are shares of the sampling steps from 0 to 1, the start first, not {self.start:g} to {self.end:g}."
             )
 
 

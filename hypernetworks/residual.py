@@ -1,9 +1,11 @@
 """The residual hypernetwork: pairs of small networks on what the projections `to_k` and `to_v` of an attention layer read.
 
-An input x becomes `x + strength * f(x)`, with one f for the keys and one for the values. f is built as AUTOMATIC1111's web UI builds it
-(modules/hypernetworks/hypernetwork.py:45-117), or with skip connections as aria1th's Hypernetwork-MonkeyPatch-Extension does
-(patches/hypernetwork.py), down to the names of the weights, so that files can be exchanged. The strength is no part of f.
+An input x becomes `x + strength * f(x)`, with one f for the keys and one for the values. f is built as AUTOMATIC1111's web UI
+builds it (A1111, modules/hypernetworks/hypernetwork.py:45-117), or with skip connections as aria1th's
+Hypernetwork-MonkeyPatch-Extension does (patches/hypernetwork.py), down to the names of the weights, so that files can be
+exchanged. The strength is no part of f.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,7 @@ class ResidualStructure:
     """All that rebuilds an empty network of the same shape. Raises `ConfigError` for what cannot be built.
 
     `layer_structure`: widths of f's layers as multiples of its input's width, the first and the last are 1.
-    `dropout_structure`: for each entry of `layer_structure` the share dropped after that layer (the first is never used); () = none.
+    `dropout_structure`: for each entry of `layer_structure` the share dropped after that layer (the first is unused); () = none.
     `activate_output`: the activation follows the last layer too (with skip connections it always does).
     `last_layer_dropout`: A1111's note of how a dropout structure came about, carried for its files; it changes nothing here.
     `skip_connection`, `upsample_linear`: aria1th's blocks, whose short cut is an interpolation or a learned matrix.
@@ -66,11 +68,11 @@ class ResidualStructure:
             raise ConfigError(f"A layer structure begins and ends with 1, like 1, 2, 1; this one is {_listed(multiples)}.")
         if not all(0 < multiple <= _LARGEST_MULTIPLE for multiple in multiples):
             raise ConfigError(
-                f"The numbers in a layer structure are multiples above 0 and up to {_LARGEST_MULTIPLE}; this one is {_listed(multiples)}."
+                f"A layer structure holds multiples above 0 and up to {_LARGEST_MULTIPLE}; this one is {_listed(multiples)}."
             )
         if dropout and len(dropout) != len(multiples):
             raise ConfigError(
-                f"A dropout structure has one number for each of the layer structure's {len(multiples)}; this one has {len(dropout)}."
+                f"A dropout structure has one number for each of the layer structure's {len(multiples)}, not {len(dropout)}."
             )
         if not all(0 <= share < 1 for share in dropout):
             raise ConfigError(f"Dropout is a share from 0 to below 1; this structure is {_listed(dropout)}.")
@@ -88,7 +90,9 @@ class ResidualStructure:
         """Widths of the layers of a network whose input has `width` values, rounded down as A1111 does (hypernetwork.py:55)."""
         widths = tuple(int(width * multiple) for multiple in self.layer_structure)
         if min(widths) < 1:
-            raise ConfigError(f"The layer structure {_listed(self.layer_structure)} leaves a layer of an input of width {width} empty.")
+            raise ConfigError(
+                f"The layer structure {_listed(self.layer_structure)} leaves a layer of an input of width {width} empty."
+            )
         return widths
 
     def dropout_after(self, layer: int) -> float:
@@ -130,7 +134,7 @@ class ResidualMLP(nn.Module):
             if isinstance(module, nn.PReLU):
                 nn.init.constant_(module.weight, module.init)
             elif isinstance(module, SkipBlock) and module.upsample_layer is not None:
-                bound = module.upsample_layer.in_features ** -0.5
+                bound = module.upsample_layer.in_features**-0.5
                 module.upsample_layer.weight.data.uniform_(-bound, bound, generator=generator)
         branches = [block.linear for block in self.linear] if self.skip_connection else [self.linear]
         for branch in branches:
@@ -153,13 +157,13 @@ class ResidualMLP(nn.Module):
             carried = block.short_cut(carried)
         if not torch.equal(carried, places):
             raise ConfigError(
-                "Zero initial weights are not possible here: short cuts through this layer structure do not bring the input back unchanged; "
-                "use layers that are not narrower than the input, such as 1, 2, 1, or other initial weights."
+                "Zero initial weights are not possible here: short cuts through this layer structure do not bring the input back "
+                "unchanged; use layers that are not narrower than the input, such as 1, 2, 1, or other initial weights."
             )
 
 
 class SkipBlock(nn.Module):
-    """One block of aria1th's variant: short cut + (Linear -> LayerNorm -> Dropout -> activation), [..., inputs] to [..., outputs]."""
+    """One block of aria1th's: short cut + (Linear -> LayerNorm -> Dropout -> activation), [..., inputs] to [..., outputs]."""
 
     def __init__(self, inputs: int, outputs: int, structure: ResidualStructure, dropout: float) -> None:
         super().__init__()
@@ -180,7 +184,7 @@ class SkipBlock(nn.Module):
 class ResidualHypernetwork(nn.Module):
     """Pairs of `ResidualMLP` for keys and values, found by the width of their input or by the name of their attention layer.
 
-    `metadata` holds what else a file says about the network, as text (see docs/formats.md); `step` counts the training steps so far.
+    `metadata` holds what else a file says about the network, as text (see docs/formats.md); `step` counts the training steps.
     """
 
     name: str = ""
@@ -199,12 +203,7 @@ class ResidualHypernetwork(nn.Module):
         `initialization` None leaves the weights on the meta device for `assign`. Raises `ConfigError` for what cannot be built.
         """
         super().__init__()
-        if len({type(key) for key in widths}) > 1:
-            raise ConfigError("A hypernetwork has pairs by width or pairs by attention layer, not both.")
-        if any(isinstance(key, int) and key != width for key, width in widths.items()):
-            raise ConfigError("A pair that is found by width takes inputs of that width.")
-        if not all(isinstance(width, int) and 0 < width <= _LARGEST_WIDTH for width in widths.values()):
-            raise ConfigError(f"The width of a pair's input is a whole number from 1 to {_LARGEST_WIDTH}.")
+        _check_widths(widths)
         if initialization is not None and initialization not in INITIALIZATIONS:
             raise ConfigError(f"There are no initial weights {initialization!r}; there are {', '.join(INITIALIZATIONS)}.")
         self.structure = structure or ResidualStructure()
@@ -212,7 +211,8 @@ class ResidualHypernetwork(nn.Module):
         self.metadata: dict[str, str] = {} if initialization is None else {"weight_initialization": initialization}
         self.pairs = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
-        with torch.inference_mode(False), torch.no_grad():  # Forge loads under inference_mode; weights made in it could never be trained
+        # Forge loads under inference_mode, and weights made in it could never be trained
+        with torch.inference_mode(False), torch.no_grad():
             for key, width in self.widths.items():
                 pair = nn.ModuleDict({part: ResidualMLP(width, self.structure) for part in "kv"})
                 if initialization is not None:
@@ -251,10 +251,23 @@ class ResidualHypernetwork(nn.Module):
                     f"where {_shape(wanted.get(odd[0]))} is expected."
                 )
             if odd := [name for name, weight in state.items() if not weight.is_floating_point()]:
-                raise ConfigError(f"its {part} network for {key} holds something else than weights: {odd[0]} is {state[odd[0]].dtype}.")
+                raise ConfigError(
+                    f"its {part} network for {key} holds something else than weights: {odd[0]} is {state[odd[0]].dtype}."
+                )
             with torch.inference_mode(False), torch.no_grad():
                 copies = {name: weight.detach().to(torch.float32, copy=True).contiguous() for name, weight in state.items()}
                 f.load_state_dict(copies, assign=True)
+
+
+def _check_widths(widths: Mapping[Key, int]) -> None:
+    if not widths:
+        raise ConfigError("A hypernetwork needs at least one pair of networks.")
+    if len({type(key) for key in widths}) > 1:
+        raise ConfigError("A hypernetwork has pairs by width or pairs by attention layer, not both.")
+    if any(isinstance(key, int) and key != width for key, width in widths.items()):
+        raise ConfigError("A pair that is found by width takes inputs of that width.")
+    if not all(isinstance(width, int) and 0 < width <= _LARGEST_WIDTH for width in widths.values()):
+        raise ConfigError(f"The width of a pair's input is a whole number from 1 to {_LARGEST_WIDTH}.")
 
 
 def _numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
@@ -292,7 +305,9 @@ def _activation(structure: ResidualStructure, wanted: bool) -> list[nn.Module]:
     if not wanted or structure.activation == "linear":
         return []
     if structure.activation in ("softmax", "softmin", "logsoftmax"):
-        return [_ACTIVATIONS[structure.activation](dim=0)]  # what torch picks for [rows, tokens, width] where A1111 names no dimension
+        return [
+            _ACTIVATIONS[structure.activation](dim=0)
+        ]  # what torch picks for [rows, tokens, width] where A1111 names no dimension
     return [_ACTIVATIONS[structure.activation]()]
 
 
@@ -305,7 +320,7 @@ def _nearest(x: Tensor, width: int) -> Tensor:
 
 
 def _draw(module: nn.Linear | nn.LayerNorm, initialization: str, generator: torch.Generator) -> None:
-    """First weights; biases are 0. All but "zero" as A1111 does, which draws the gains of a LayerNorm from Normal(0, 0.01) too."""
+    """First weights; biases are 0. All but "zero" as A1111 does, which draws a LayerNorm's gains from Normal(0, 0.01) too."""
     module.bias.data.zero_()
     if isinstance(module, nn.LayerNorm):
         if initialization == "zero":
@@ -329,7 +344,7 @@ def _draw(module: nn.Linear | nn.LayerNorm, initialization: str, generator: torc
 def _begin_at_zero(branch: nn.Sequential) -> None:
     """Zeroes the factor that is applied last, and it alone: two zero factors in a row would never get a gradient.
 
-    After a LayerNorm that factor is its gain (as in Goyal et al. 2017, section 5.1), not the Linear before it: from a zero input the
+    Of a LayerNorm that factor is its gain (as in Goyal et al. 2017, section 5.1), not the Linear before it: from a zero input the
     LayerNorm would blow the very first update up to unit variance.
     """
     last = max(number for number, module in enumerate(branch) if isinstance(module, (nn.Linear, nn.LayerNorm)))
@@ -337,8 +352,8 @@ def _begin_at_zero(branch: nn.Sequential) -> None:
     for module in branch[last + 1 :]:
         if not isinstance(module, nn.Dropout) and not _passes_zero(module):
             raise ConfigError(
-                f"Zero initial weights are not possible with {type(module).__name__} at the output, which is not 0 at 0 or has no slope there; "
-                "use another activation (swish, tanh, ...), no activation of the output, or other initial weights."
+                f"Zero initial weights are not possible with {type(module).__name__} at the output, which is not 0 at 0 or has "
+                "no slope there; use another activation (swish, tanh, ...), no activation of the output, or other initial weights."
             )
 
 

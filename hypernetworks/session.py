@@ -51,7 +51,7 @@ class Session:
     def applied(self, host: Host, active: Sequence[ActiveNetwork]) -> Iterator[Applied]:
         """Within it the networks are on the UNet, chained in their order; afterwards nothing is left, also after an exception.
 
-        Hold `host.exclusive()` around it. Raises what `Catalog.load` raises, and `ModelUnfit` for a network none of whose pairs fits.
+        Hold `host.exclusive()` around it. Raises what `Catalog.load` raises, and `ModelUnfit` for a network that fits nowhere.
         """
         edits, notes = [], []
         for one in active:

@@ -71,7 +71,7 @@ def unpack(archive: Path, into: Path, limits: Limits = Limits()) -> Upload:
     try:
         _check_directory(archive, limits)
         with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            entries = [entry for entry in opened.infolist() if not entry.filename.endswith(("/", "\\"))]  # is_dir fails on a name of nothing
             items = [item for entry in entries if (item := _item_of_entry(opened, entry, upload, limits))]
             if sum(item.size for item in items) > max(limits.harmless_bytes, limits.ratio * archive.stat().st_size):
                 raise DatasetError(f"{archive.name} would unpack to far more than pictures do; it was not unpacked.")

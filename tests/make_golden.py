@@ -2,8 +2,8 @@
 
     python tests/make_golden.py FOLDER
 
-The files in the repository are frozen: run this only for a variant that is not there yet, and never overwrite one. It knows nothing of
-the package, so that the formula stands here a second time, in plain functions. `native_*` come from A1111 itself.
+The files in the repository are frozen: run this only for a variant that is not there yet, and never overwrite one. It knows
+nothing of the package, so that the formula stands here a second time, in plain functions. `native_*` come from A1111 itself.
 """
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ def fields(**own):
     """A1111's fields, with changes."""
     return {
         "step": 1234, "name": "golden", "layer_structure": [1, 2, 1], "activation_func": "linear", "is_layer_norm": False,
-        "weight_initialization": "Normal", "sd_checkpoint": "abcdef1234", "sd_checkpoint_name": "some-model", "activate_output": False,
-        "use_dropout": False, "dropout_structure": [0, 0, 0], "last_layer_dropout": False, "optional_info": "made for a test",
+        "weight_initialization": "Normal", "sd_checkpoint": "abcdef1234", "sd_checkpoint_name": "some-model",
+        "activate_output": False, "use_dropout": False, "dropout_structure": [0, 0, 0], "last_layer_dropout": False,
+        "optional_info": "made for a test",
     } | own
 
 
@@ -115,8 +116,8 @@ def dropped(width):
 
 def prelu(width):
     """1-2-1 with PReLU, whose slope is a weight at position 1."""
-    shapes = two_layers(width, "linear.0", "linear.2")
-    return {name: shapes[name] for name in list(shapes)[:2]} | {"linear.1.weight": (1,)} | {name: shapes[name] for name in list(shapes)[2:]}
+    first_weight, first_bias, *second = two_layers(width, "linear.0", "linear.2").items()
+    return dict([first_weight, first_bias, ("linear.1.weight", (1,)), *second])
 
 
 def identity(x):
@@ -133,7 +134,8 @@ VARIANTS = {
         lambda s, x: plain(s, x, (0, 1), identity)),
     "a1111_use_dropout": (
         dropped, tuple, int, torch.float32, True,
-        {"step": 10, "name": "golden", "layer_structure": [1, 2, 2, 1], "activation_func": None, "use_dropout": True, "last_layer_dropout": True},
+        {"step": 10, "name": "golden", "layer_structure": [1, 2, 2, 1], "activation_func": None, "use_dropout": True,
+         "last_layer_dropout": True},
         lambda s, x: plain(s, x, (0, 2, 4), identity)),
     "a1111_output_activated_by_default": (
         lambda w: two_layers(w, "linear.0", "linear.2"), tuple, int, torch.float32, True,
@@ -141,7 +143,8 @@ VARIANTS = {
         lambda s, x: plain(s, x, (0, 2), F.relu, activate_output=True)),
     "a1111": (
         normed, tuple, int, torch.float32, True,
-        fields(layer_structure=[1, 1.5, 1], activation_func="swish", is_layer_norm=True, use_dropout=True, dropout_structure=[0, 0.15, 0]),
+        fields(layer_structure=[1, 1.5, 1], activation_func="swish", is_layer_norm=True, use_dropout=True,
+               dropout_structure=[0, 0.15, 0]),
         lambda s, x: plain(s, x, (0, 4), F.hardswish, norms=(2, 5))),
     "a1111_prelu": (
         prelu, tuple, int, torch.float32, False, fields(activation_func="prelu"),
@@ -149,7 +152,8 @@ VARIANTS = {
     "string_keys": (two_layers, tuple, str, torch.float32, True, fields(), lambda s, x: plain(s, x, (0, 1), identity)),
     "aria1th_skip_connection": (
         lambda w: blocks(w, layer_norm=True), tuple, int, torch.float32, True,
-        fields(activation_func="swish", is_layer_norm=True, dropout_structure=[0, 0.2, 0], skip_connection=True, upsample_linear=None),
+        fields(activation_func="swish", is_layer_norm=True, dropout_structure=[0, 0.2, 0], skip_connection=True,
+               upsample_linear=None),
         lambda s, x: skipping(s, x, F.hardswish, True)),
     "aria1th_upsample_linear": (
         lambda w: blocks(w, upsample=True), tuple, int, torch.float32, True,
@@ -174,17 +178,18 @@ def legacy_files(folder: Path) -> dict[str, torch.Tensor]:
     for number, (variant, (shapes, pair, key, dtype, new_zip, own, f)) in enumerate(VARIANTS.items()):
         contents = {}
         for width in WIDTHS:
-            states = [
-                OrderedDict((name, weight.to(dtype)) for name, weight in weights(shapes(width), 1000 * number + 10 * width + part).items())
-                for part in (0, 1)
-            ]
+            drawn = [weights(shapes(width), 1000 * number + 10 * width + part) for part in (0, 1)]
+            states = [OrderedDict((name, weight.to(dtype)) for name, weight in state.items()) for state in drawn]
             contents[key(width)] = pair(states)
             expected |= results(variant, width, states, f)
         path = folder / f"{variant}.pt"
         torch.save(contents | own, path, _use_new_zipfile_serialization=new_zip)
         if variant == "a1111":
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
-            state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.001, "params": [0]}]}
+            state = {
+                "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}},
+                "param_groups": [{"lr": 0.001, "params": [0]}],
+            }
             torch.save({"optimizer_name": "AdamW", "hash": digest, "optimizer_state_dict": state}, f"{path}.optim")
     return expected
 
@@ -215,8 +220,8 @@ def own_files(folder: Path) -> dict[str, torch.Tensor]:
         metadata = {
             "format": "hypernetworks", "format_version": "1", "kind": "residual", "pairs": json.dumps(list(pairs.items())),
             "structure": json.dumps(structure), "name": "golden", "description": "made for a test", "step": "1234",
-            "base_model": "some-model", "base_model_hash": "abcdef1234", "dataset_size": "16", "settings": json.dumps({"batch_size": 4}),
-            "date": "2024-01-02T03:04:05+00:00", "preview": "/9j/4AAQSkZJRg==",
+            "base_model": "some-model", "base_model_hash": "abcdef1234", "dataset_size": "16",
+            "settings": json.dumps({"batch_size": 4}), "date": "2024-01-02T03:04:05+00:00", "preview": "/9j/4AAQSkZJRg==",
         }
         (folder / f"{name}.safetensors").write_bytes(save(tensors, metadata))
     return expected

@@ -1,4 +1,5 @@
 """Names, paths, and networks kept in memory."""
+
 import os
 import shutil
 import threading
@@ -45,10 +46,19 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
         Catalog(tmp_path / "absent").load("x")
 
 
-@pytest.mark.parametrize("name, step", [
-    ("striped", 1), ("Sepia", 3), ("v1.5", 4), ("dotted", 5), ("styles/dotted", 5), ("styles/old/striped", 6), ("sepia", 7),
-    ("styles/old/sepia", 7),
-])
+@pytest.mark.parametrize(
+    "name, step",
+    [
+        ("striped", 1),
+        ("Sepia", 3),
+        ("v1.5", 4),
+        ("dotted", 5),
+        ("styles/dotted", 5),
+        ("styles/old/striped", 6),
+        ("sepia", 7),
+        ("styles/old/sepia", 7),
+    ],
+)
 def test_a_network_is_found_by_its_name_or_by_its_path(folder, name, step):
     catalog = Catalog(folder)
     assert catalog.load(name).step == catalog.describe(name).step == step

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_models import FAMILIES, change_json, make_pipeline
 
-from hypernetworks.errors import ConfigError, HostBusy, ModelUnfit
+from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
 from hypernetworks.host import Conditioning, Folders, GenerationRequest, PictureSize
 from hypernetworks.hosts.diffusers import EMBEDDED_MODEL, DiffusersHost
 
@@ -40,7 +40,7 @@ def levels(picture):
 def load_pipeline(folder):
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32, local_files_only=True)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -357,10 +357,11 @@ def test_other_folders_are_refused_before_anything_is_loaded(models, tmp_path):
         DiffusersHost(tmp_path / "inpainting")
 
 
-def test_a_folder_with_a_truncated_file_is_refused_with_a_sentence(models, tmp_path):
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "text_encoder/model.safetensors"])
+def test_a_folder_with_a_truncated_file_is_refused_with_a_sentence(models, tmp_path, part):
     shutil.copytree(models / "sd1", tmp_path / "cut")
-    weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+    data = (tmp_path / "cut" / part).read_bytes()
+    (tmp_path / "cut" / part).write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelUnfit, match="The model cut cannot be read"):
         DiffusersHost(tmp_path / "cut").unet  # noqa: B018
 
@@ -368,3 +369,11 @@ def test_a_folder_with_a_truncated_file_is_refused_with_a_sentence(models, tmp_p
 def test_folders_can_be_given(tmp_path):
     folders = Folders.below(tmp_path)
     assert DiffusersHost(folders=folders).folders == folders
+
+
+def test_without_diffusers_the_user_is_told_what_to_install(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(HypernetworkError, match="Reading a model needs diffusers and transformers: pip install"):
+        DiffusersHost().unet  # noqa: B018

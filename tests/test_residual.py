@@ -1,4 +1,5 @@
 """f against its formula, initial weights, and what a structure refuses."""
+
 import math
 
 import pytest
@@ -61,7 +62,11 @@ def test_skip_connections_return_only_what_they_add(upsample_linear):
     x = torch.randn(2, 5, 12)
     carried = x
     for number in (0, 1):
-        state = {name.removeprefix(f"linear.{number}."): w for name, w in f.state_dict().items() if name.startswith(f"linear.{number}.")}
+        state = {
+            name.removeprefix(f"linear.{number}."): w
+            for name, w in f.state_dict().items()
+            if name.startswith(f"linear.{number}.")
+        }
         branch = F.elu(carried @ state["linear.0.weight"].T + state["linear.0.bias"])
         if upsample_linear:
             short_cut = carried @ state["upsample_layer.weight"].T
@@ -81,11 +86,14 @@ def test_dropout_acts_in_training_at_its_place_and_with_its_share_only():
     assert torch.equal(f.eval()(x), f(x))
 
 
-@pytest.mark.parametrize("dropout, modules", [
-    ((0, 0, 0), ["Linear", "Hardswish", "Linear"]),
-    ((0, 0.1, 0), ["Linear", "Hardswish", "Dropout", "Linear"]),
-    ((0, 0, 0.1), ["Linear", "Hardswish", "Linear", "Dropout"]),
-])
+@pytest.mark.parametrize(
+    "dropout, modules",
+    [
+        ((0, 0, 0), ["Linear", "Hardswish", "Linear"]),
+        ((0, 0.1, 0), ["Linear", "Hardswish", "Dropout", "Linear"]),
+        ((0, 0, 0.1), ["Linear", "Hardswish", "Linear", "Dropout"]),
+    ],
+)
 def test_dropout_stands_after_the_layer_it_is_given_for(dropout, modules):
     f = single(ResidualStructure((1, 2, 1), "swish", dropout_structure=dropout))
     assert [type(module).__name__ for module in f.linear] == modules
@@ -105,35 +113,38 @@ def test_softmax_is_over_the_dimension_that_torch_picks_for_a_nameless_one():
     seen = []
     f.linear[1].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     f(torch.randn(3, 5, 12))
-    (before, after), = seen
+    ((before, after),) = seen
     with pytest.warns(UserWarning, match="Implicit dimension"):
         torch.testing.assert_close(after, torch.nn.Softmax()(before))
 
 
-@pytest.mark.parametrize("about, words", [
-    ({"activation": "multiheadattention"}, "attention layer"),
-    ({"activation": "threshold"}, "arguments"),
-    ({"activation": "glu"}, "halves"),
-    ({"activation": "swoosh"}, "no activation 'swoosh'"),
-    ({"layer_structure": (1,)}, "begins and ends with 1"),
-    ({"layer_structure": (1, 2)}, "begins and ends with 1"),
-    ({"layer_structure": (2, 1)}, "begins and ends with 1"),
-    ({"layer_structure": (1, 0, 1)}, "above 0"),
-    ({"layer_structure": (1, math.nan, 1)}, "above 0"),
-    ({"layer_structure": (1, math.inf, 1)}, "up to"),
-    ({"layer_structure": (1, "two", 1)}, "list of numbers"),
-    ({"layer_structure": 3}, "list of numbers"),
-    ({"dropout_structure": (0, 0.1)}, "one number for each"),
-    ({"dropout_structure": (0, 1.0, 0)}, "below 1"),
-    ({"dropout_structure": (0, -0.1, 0)}, "below 1"),
-    ({"upsample_linear": True}, "skip connections"),
-])
+@pytest.mark.parametrize(
+    "about, words",
+    [
+        ({"activation": "multiheadattention"}, "attention layer"),
+        ({"activation": "threshold"}, "arguments"),
+        ({"activation": "glu"}, "halves"),
+        ({"activation": "swoosh"}, "no activation 'swoosh'"),
+        ({"layer_structure": (1,)}, "begins and ends with 1"),
+        ({"layer_structure": (1, 2)}, "begins and ends with 1"),
+        ({"layer_structure": (2, 1)}, "begins and ends with 1"),
+        ({"layer_structure": (1, 0, 1)}, "above 0"),
+        ({"layer_structure": (1, math.nan, 1)}, "above 0"),
+        ({"layer_structure": (1, math.inf, 1)}, "up to"),
+        ({"layer_structure": (1, "two", 1)}, "list of numbers"),
+        ({"layer_structure": 3}, "list of numbers"),
+        ({"dropout_structure": (0, 0.1)}, "one number for each"),
+        ({"dropout_structure": (0, 1.0, 0)}, "below 1"),
+        ({"dropout_structure": (0, -0.1, 0)}, "below 1"),
+        ({"upsample_linear": True}, "skip connections"),
+    ],
+)
 def test_a_structure_that_cannot_be_built_is_refused_with_a_sentence(about, words):
     with pytest.raises(ConfigError, match=words):
         ResidualStructure(**about)
 
 
-@pytest.mark.parametrize("widths", [{0: 0}, {768: 640}, {768: 768, LAYER: 768}, {LAYER: -1}, {2**21: 2**21}])
+@pytest.mark.parametrize("widths", [{}, {0: 0}, {768: 640}, {768: 768, LAYER: 768}, {LAYER: -1}, {2**21: 2**21}])
 def test_widths_that_make_no_network_are_refused(widths):
     with pytest.raises(ConfigError):
         ResidualHypernetwork(widths)
@@ -151,17 +162,21 @@ def test_equal_structures_compare_equal_however_they_were_written():
 # initial weights
 
 
-@pytest.mark.parametrize("structure", [
-    ResidualStructure(),
-    ResidualStructure((1, 2, 2, 1), "relu"),
-    ResidualStructure((1, 2, 1), "swish", activate_output=True),
-    ResidualStructure((1, 2, 1), "swish", layer_norm=True),
-    ResidualStructure((1, 2, 1), "relu", layer_norm=True, activate_output=True),
-    ResidualStructure((1, 0.5, 1), "prelu", dropout_structure=(0, 0.1, 0.1)),
-    ResidualStructure((1, 2, 1), "swish", skip_connection=True),
-    ResidualStructure((1, 1.5, 1.5, 1), "tanh", layer_norm=True, skip_connection=True),
-    ResidualStructure((1, 2, 1), "linear", skip_connection=True, upsample_linear=True),
-], ids=str)
+@pytest.mark.parametrize(
+    "structure",
+    [
+        ResidualStructure(),
+        ResidualStructure((1, 2, 2, 1), "relu"),
+        ResidualStructure((1, 2, 1), "swish", activate_output=True),
+        ResidualStructure((1, 2, 1), "swish", layer_norm=True),
+        ResidualStructure((1, 2, 1), "relu", layer_norm=True, activate_output=True),
+        ResidualStructure((1, 0.5, 1), "prelu", dropout_structure=(0, 0.1, 0.1)),
+        ResidualStructure((1, 2, 1), "swish", skip_connection=True),
+        ResidualStructure((1, 1.5, 1.5, 1), "tanh", layer_norm=True, skip_connection=True),
+        ResidualStructure((1, 2, 1), "linear", skip_connection=True, upsample_linear=True),
+    ],
+    ids=str,
+)
 def test_a_network_that_begins_at_zero_changes_nothing_and_learns_with_every_weight(structure):
     torch.manual_seed(0)
     network = ResidualHypernetwork({12: 12}, structure).eval()
@@ -205,13 +220,17 @@ def test_without_layer_norm_zero_is_the_last_linear_and_it_alone():
     assert not f.linear[2].weight.any() and f.linear[0].weight.all()
 
 
-@pytest.mark.parametrize("structure", [
-    ResidualStructure((1, 2, 1), "relu", activate_output=True),
-    ResidualStructure((1, 2, 1), "sigmoid", activate_output=True),
-    ResidualStructure((1, 2, 1), "relu", skip_connection=True),
-    ResidualStructure((1, 0.5, 1), "swish", skip_connection=True),
-    ResidualStructure((1, 0.5, 1), "swish", skip_connection=True, upsample_linear=True),
-], ids=str)
+@pytest.mark.parametrize(
+    "structure",
+    [
+        ResidualStructure((1, 2, 1), "relu", activate_output=True),
+        ResidualStructure((1, 2, 1), "sigmoid", activate_output=True),
+        ResidualStructure((1, 2, 1), "relu", skip_connection=True),
+        ResidualStructure((1, 0.5, 1), "swish", skip_connection=True),
+        ResidualStructure((1, 0.5, 1), "swish", skip_connection=True, upsample_linear=True),
+    ],
+    ids=str,
+)
 def test_where_no_zero_start_is_possible_the_reason_is_said(structure):
     with pytest.raises(ConfigError, match="Zero initial weights are not possible"):
         ResidualHypernetwork({12: 12}, structure)

@@ -165,7 +165,7 @@ OUTLINES: dict[str, Callable[[], list[Point]]] = dict(  # around (0, 0), y downw
 
 
 def pattern(kind: str, s: int, base: Color, other: Color, period: float, angle: float) -> Image.Image:
-    """`s` x `s` pixels of `base` with `other` in the pattern `kind` (stripes, dots, checks, gradient, vignette; any other: flat)."""
+    """`s` x `s` pixels of `base` with `other` in a pattern: stripes, dots, checks, gradient, vignette or flat."""
     picture = Image.new("RGB", (s, s), base)
     p = max(4, int(period * s))
     if kind == "stripes":

@@ -170,7 +170,7 @@ class Trainer:
         return loss.item()
 
     def run(self, folder: Path, sheet: Path | None = None, report_every: int = 50, save_every: int = 500) -> None:
-        """All steps; the averaged weights are written to `folder` now and then and at the end, and pictures by them to `sheet`."""
+        """All steps; the averaged weights are written to `folder` now and then, and pictures by them to `sheet`."""
         started = time.monotonic()
         for number in range(self.recipe.steps):
             self.pipe.unet.train()
@@ -221,7 +221,7 @@ def train(folder: Path, recipe: Recipe, model: Path | None = None, sheet: Path |
     if model is None:
         pipe = new_pipeline(folder, captions)
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(str(model), torch_dtype=torch.float32, local_files_only=True)
+        pipe = StableDiffusionPipeline.from_pretrained(str(model), local_files_only=True).to(torch.float32)
     latents = encode(pipe.vae, contents, styles)
     if model is None:
         pipe.vae.register_to_config(scaling_factor=1 / latents.std().item())
@@ -231,7 +231,7 @@ def train(folder: Path, recipe: Recipe, model: Path | None = None, sheet: Path |
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the small Stable Diffusion model on captioned shapes.")
-    parser.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="where the model is written; a new one needs vae/ in it")
+    parser.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="the model's folder; a new one needs vae/ in it")
     parser.add_argument("--from", type=Path, dest="model", metavar="MODEL", help="go on with this model and fresh pictures")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many different pictures are drawn")

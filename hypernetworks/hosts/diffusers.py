@@ -5,6 +5,7 @@ Nothing is imported or read before it is needed, and nothing is ever downloaded.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import tempfile
 import threading
 import warnings
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
-from ..errors import ConfigError, HostBusy, ModelUnfit
+from ..errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
 from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, StepCallback
 from . import model_folder, single_file
 from .single_file import WANTED
@@ -51,8 +53,9 @@ class _Encoders:
 class DiffusersHost:
     """Implements `host.Host`. `model` is a diffusers folder or a .safetensors file; without one the small embedded model is used.
 
-    Raises `ModelUnfit` where there is no model or one of another kind; its weights are loaded at first need. The autoencoder computes
-    in float32 whatever `dtype` is, since SDXL's overflows in half precision. One picture's sampler is DDIM (Song et al. 2020).
+    Raises `ModelUnfit` where there is no model or one of another kind; its weights are loaded at first need. The autoencoder
+    computes in float32 whatever `dtype` is, since SDXL's overflows in half precision. Pictures are sampled with DDIM (Song et al.
+    2020).
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class DiffusersHost:
 
     @property
     def uncond_rows(self) -> tuple[bool, ...]:
-        """Of the UNet evaluation that `on_step` announces: which rows see the negative prompt. Empty while nothing is generated."""
+        """Of the UNet evaluation that `on_step` announces: which rows see the negative prompt. Empty between pictures."""
         return self._uncond_rows
 
     def _loaded(self) -> _Model:
@@ -146,6 +149,8 @@ class DiffusersHost:
 
     def _read_pipeline(self, **kept: nn.Module) -> Any:
         """diffusers' pipeline with all parts that are not in `kept`, read from this machine's files only."""
+        if lacking := [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]:
+            raise HypernetworkError(f'Reading a model needs {" and ".join(lacking)}: pip install "hypernetworks[app]".')
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), _quietly():
             import diffusers
 
@@ -156,9 +161,10 @@ class DiffusersHost:
                     return _check_whole(self._read_single_file(kind, options), self.path)
                 if self._pipeline_class == "StableDiffusionPipeline":
                     options |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-                return kind.from_pretrained(str(self.path), use_safetensors=True, variant=model_folder.variant(self.path), **options)
-            except (OSError, ValueError, RuntimeError, KeyError) as error:  # what diffusers raises for files that do not fit
-                missing = "meta tensor" in str(error)  # see _check_whole; some of diffusers' parts stumble over them by themselves
+                options |= dict(use_safetensors=True, variant=model_folder.variant(self.path))
+                return kind.from_pretrained(str(self.path), **options)
+            except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:  # raised for files that do not fit
+                missing = "meta tensor" in str(error)  # see _check_whole; some parts stumble over them by themselves
                 reason = "some of its weights are missing" if missing else str(error).strip().splitlines()[0].rstrip(".")
                 raise ModelUnfit(f"The model {self.path.name} cannot be read: {reason}.") from error
 
@@ -169,13 +175,13 @@ class DiffusersHost:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Literal text, cut or padded to the text encoder's 77 tokens, to [b, 77, width]; SDXL: the last layer but one of both."""
+        """Literal text, cut or padded to the text encoder's 77 tokens, to [b, 77, width]; SDXL takes the last layer but one."""
         encoders = self._needed_encoders()
         contexts, pooled = [], None
         for tokenizer, encoder in zip(encoders.tokenizers, encoders.text, strict=True):
             tokens = encoder.config.max_position_embeddings
-            ids = tokenizer(list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
-            output = encoder(ids.to(self.device), output_hidden_states=len(encoders.text) > 1)
+            found = tokenizer(list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+            output = encoder(found.input_ids.to(self.device), output_hidden_states=len(encoders.text) > 1)
             contexts.append(output.last_hidden_state if len(encoders.text) == 1 else output.hidden_states[-2])
             pooled = getattr(output, "text_embeds", None)
         return Conditioning(torch.cat(contexts, dim=-1), pooled)
@@ -230,7 +236,7 @@ class DiffusersHost:
     def training(self, gradient_checkpointing: bool = False) -> Iterator[None]:
         """Within it the UNet is frozen; after it every parameter and module is as it was, also after an exception.
 
-        Checkpointing is diffusers' own, which never uses reentrant checkpoints and, before its version 0.33, only works in training
+        Checkpointing is diffusers' own, which never uses reentrant checkpoints and in its older versions only works in training
         mode; dropout stays off, so that a checkpointed step computes the same as a plain one.
         """
         unet = self.unet
@@ -325,8 +331,8 @@ def _sampler(scheduler: Any) -> Any:
 
 @torch.no_grad()
 def _predicts_velocity(unet: nn.Module) -> bool:
-    """Whether a Stable Diffusion 2 UNet of unknown origin predicts v, not noise: at the last timestep the latents are noise, so that
-    an output far from them is no noise (A1111 modules/sd_models_config.py: is_using_v_parameterization_for_sd2)."""
+    """Whether a Stable Diffusion 2 UNet of unknown origin predicts v, not noise: at the last timestep the latents are noise, so
+    that an output far from them is no noise (A1111 modules/sd_models_config.py: is_using_v_parameterization_for_sd2)."""
     half = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype, device=unet.device)
     context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=unet.dtype, device=unet.device)
     return (unet(half, 999, encoder_hidden_states=context).sample - half).mean().item() < -1

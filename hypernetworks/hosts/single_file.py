@@ -1,6 +1,6 @@
 """Stable Diffusion in one .safetensors file (CompVis' layout): recognised, refused or described from its header alone.
 
-diffusers converts such files but takes their configuration from the network. Here it is read off the names and shapes of the weights
+diffusers converts such files but takes their configuration from the network. Here it is read off the weights' names and shapes
 and written as a folder of configurations, so that nothing is ever downloaded. Names as in CompVis' ldm/modules/diffusionmodules/
 openaimodel.py (UNet) and model.py (autoencoder).
 """
@@ -83,7 +83,7 @@ def recognise(path: Path) -> SingleFile:
 
 def _read_header(path: Path) -> tuple[Shapes, Mapping[str, str]]:
     if path.suffix.lower() != ".safetensors":
-        raise ModelUnfit(f"{path.name} is not a .safetensors file; other formats can run code while they are read. Convert it first.")
+        raise ModelUnfit(f"{path.name} is not a .safetensors file; other formats can run code while they are read.")
     try:
         with safe_open(str(path), "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -153,7 +153,7 @@ def write_configurations(model: SingleFile, folder: Path) -> None:
 
 
 def unet_configuration(model: SingleFile) -> dict[str, Any]:
-    """Of diffusers' UNet2DConditionModel. A lone downsampler ends a level of `input_blocks`; attention is the second in an entry."""
+    """Of diffusers' UNet2DConditionModel. A lone downsampler ends a level of `input_blocks`; attention stands second."""
     shapes, levels, i = model.shapes, [[]], 1
     while True:
         entry = f"{UNET}input_blocks.{i}."
@@ -184,7 +184,8 @@ def unet_configuration(model: SingleFile) -> dict[str, Any]:
     )
     if model.family == "sdxl":
         width = shapes[UNET + "label_emb.0.0.weight"][1]
-        configuration |= dict(addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=width)
+        configuration |= dict(
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=width)
     return configuration
 
 
@@ -240,8 +241,8 @@ def open_clip_configuration(model: SingleFile) -> dict[str, Any]:
     """Of an OpenCLIP text encoder, with its projection's width."""
     prefix = OPEN_CLIP[model.family]
     configuration = _clip(
-        model, prefix + "token_embedding.weight", prefix + "positional_embedding", prefix + "transformer.resblocks.{}.mlp.c_fc.weight",
-        "gelu")
+        model, prefix + "token_embedding.weight", prefix + "positional_embedding",
+        prefix + "transformer.resblocks.{}.mlp.c_fc.weight", "gelu")
     projection = model.shapes.get(prefix + "text_projection", (0, configuration["hidden_size"]))
     return configuration | {"projection_dim": projection[1]}
 

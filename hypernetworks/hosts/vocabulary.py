@@ -1,6 +1,6 @@
 """CLIP's vocabulary, which no single-file checkpoint contains: looked for on this machine, never downloaded.
 
-Every Stable Diffusion model was trained with the same one. It follows from the list of 48,894 byte-pair merges (Sennrich et al. 2016;
+Every Stable Diffusion model was trained with the same one. It follows from its 48,894 byte-pair merges (Sennrich et al. 2016;
 OpenAI CLIP, clip/simple_tokenizer.py: class SimpleTokenizer).
 """
 from __future__ import annotations
@@ -25,8 +25,8 @@ def find_merges(checkpoint: Path) -> list[str]:
         if path.is_file() and (merges := _read(path)):
             return merges
     raise ModelUnfit(
-        f"{checkpoint.name} can be read only with CLIP's vocabulary, which is not on this machine. Put the folder 'tokenizer' of any "
-        "Stable Diffusion model in diffusers' layout beside the file, or run: pip install --no-deps open_clip_torch"
+        f"{checkpoint.name} can be read only with CLIP's vocabulary, which is not on this machine. Put the folder 'tokenizer' of "
+        "any Stable Diffusion model in diffusers' layout beside the file, or run: pip install --no-deps open_clip_torch"
     )
 
 
@@ -45,7 +45,7 @@ def _places(beside: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> list[str] | None:
-    """The merges in a merges.txt or in OpenAI's packed list (which goes on after CLIP's last one); None where they are not CLIP's."""
+    """The merges in a merges.txt or in OpenAI's packed list (which goes on behind CLIP's last); None where they are others."""
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
@@ -58,7 +58,7 @@ def _read(path: Path) -> list[str] | None:
 
 
 def write_tokenizer(folder: Path, merges: Sequence[str], padding: str) -> None:
-    """A CLIP tokenizer in transformers' layout. `padding` is the token behind a prompt: `END`, or "!" with OpenCLIP's encoders."""
+    """A CLIP tokenizer in transformers' layout. `padding` stands behind a prompt: `END`, or "!" with OpenCLIP's encoders."""
     folder.mkdir(parents=True)
     alphabet = _alphabet()
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(merge.replace(" ", "") for merge in merges), START, END]

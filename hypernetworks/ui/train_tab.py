@@ -84,8 +84,8 @@ class TrainTab:
         with gr.Column(elem_id="hypernetworks_hidden"):
             self.poll_button = gr.Button("Refresh", elem_id="hypernetworks_poll")
             self.trained_name = gr.Textbox(elem_id="hypernetworks_trained_name", show_label=False)
+            self.seen = gr.Textbox(elem_id="hypernetworks_seen", show_label=False)
             self.confirmed = gr.Checkbox(elem_id="hypernetworks_confirmed", show_label=False)
-        self.seen = gr.State("")
 
     def _wire(self) -> None:
         self.pictures.wire()
