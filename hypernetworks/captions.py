@@ -1,4 +1,5 @@
 """Captions: found in a text file beside the picture or in the picture's name, and written anew for each sample."""
+
 from __future__ import annotations
 
 import re
@@ -14,8 +15,12 @@ _MACHINES = frozenset(
     "img imgp image images picture pictures pic pict photo photos foto bild dsc dscn dscf dscim mg pxl mvimg mvi pano vid dji gopr cimg kimg hpim "
     "sam wp win fb received snapchat whatsapp telegram signal untitled unnamed download comfyui scan 微信图片 截图 截屏 屏幕截图".split()
 )
-_FILLERS = frozenset("wa at am pm um uhr e o n copy kopie edited edit bearbeitet hdr raw cover mp portrait night burst frame sd jpg jpeg png webp".split())
-_SCREENSHOT = re.compile(r"(screenshot|screen[ _-]?shot|bildschirmfoto|bildschirmaufnahme|capture d.[eé]cran|captura de pantalla)\b.*\d", re.IGNORECASE)
+_FILLERS = frozenset(
+    "wa at am pm um uhr e o n copy kopie edited edit bearbeitet hdr raw cover mp portrait night burst frame sd jpg jpeg png webp".split()
+)
+_SCREENSHOT = re.compile(
+    r"(screenshot|screen[ _-]?shot|bildschirmfoto|bildschirmaufnahme|capture d.[eé]cran|captura de pantalla)\b.*\d", re.IGNORECASE
+)
 _CAMERA_NUMBER = re.compile(r"_?[A-Z]{1,4}_?\d{4,}")  # P1010001, _DSC1234, IMGP0042
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
 _HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}", re.IGNORECASE)
@@ -153,5 +158,7 @@ class Captions:
         values = {"[name]": self.name, "[filewords]": words}
         text = re.sub(r"\[name\]|\[filewords\]", lambda match: values[match[0]], template)
         if any(placeholder in template and not value for placeholder, value in values.items()):
-            text = ", ".join(part.strip() for part in text.split(",") if part.strip())  # no comma is left hanging at an empty place
+            text = ", ".join(
+                part.strip() for part in text.split(",") if part.strip()
+            )  # no comma is left hanging at an empty place
         return " ".join(text.split())

@@ -172,7 +172,8 @@ def _generate(parsed: argparse.Namespace) -> None:
     request = GenerationRequest(
         parsed.prompt, parsed.negative_prompt, parsed.steps, parsed.cfg_scale, side, side, parsed.seed, parsed.count
     )
-    pictures = Session(Catalog(host.folders.networks)).generate(host, request, active)
+    with host.exclusive():
+        pictures = Session(Catalog(host.folders.networks)).generate(host, request, active)
     parsed.out.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         path = _free(parsed.out, f"seed-{parsed.seed + number}")

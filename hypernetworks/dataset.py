@@ -1,9 +1,9 @@
 """Pictures: read from a folder, sorted into aspect-ratio buckets, cut and turned into tensors."""
+
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import struct
 import zlib
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from .buckets import Bucket, Crop, bucket_of, buckets, crop_of
 from .captions import Captions, find_caption
 from .errors import DatasetError
 
@@ -29,10 +29,25 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
-OTHER_PICTURES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".tga", ".svg", ".dng", ".cr2", ".nef", ".arw")
-MAX_ASPECT = 2.0  # long side over short side of the longest bucket
-AREA_TOLERANCE = 0.25  # how much a bucket's area may differ from the square's
-CROP_ZOOM = 9 / 8  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut differently
+OTHER_PICTURES = (
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".psd",
+    ".tga",
+    ".svg",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+)
+    9 / 8
+)  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut differently
 SMALL = 2.0  # pictures that have to be enlarged more than this are warned about
 WORKERS = 4  # threads that read pictures; hashing and decoding run outside Python's lock
 NAMED = 3  # files that a warning names before it says how many more
@@ -174,7 +189,9 @@ def _names(paths: Sequence[Path]) -> str:
     return named if len(paths) <= NAMED else f"{named} and {len(paths) - NAMED} more"
 
 
-def _caption_warnings(pictures: Sequence[Picture], complaints: Mapping[str, Sequence[Path]], shared_caption: str) -> Iterator[str]:
+def _caption_warnings(
+    pictures: Sequence[Picture], complaints: Mapping[str, Sequence[Path]], shared_caption: str
+) -> Iterator[str]:
     for complaint, files in complaints.items():
         yield f"Caption file {_names(files)}: {complaint}."
     bare = [picture.path for picture in pictures if picture.caption is None]
@@ -190,7 +207,10 @@ def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], 
     small = []
     for picture in pictures:
         same[picture.key].append(picture)
-        if resolution and crop_of(picture.width, picture.height, bucket_of(picture.width, picture.height, resolution, 64)).scale > SMALL:
+        if (
+            resolution
+            and crop_of(picture.width, picture.height, bucket_of(picture.width, picture.height, resolution, 64)).scale > SMALL
+        ):
             small.append(picture.path)
     copies = [copy.path for first, *others in same.values() if others for copy in (first, *others)]
     if copies:
@@ -201,7 +221,7 @@ def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], 
         yield f"Transparent parts become white in {_names(transparent)}."
 
 
-# --- sizes and hashes -------------------------------------------------------------------------------------------------------------
+# --- sizes and hashes -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -234,7 +254,10 @@ class _Index:
             for start in range(0, len(files), 64):
                 part = files[start : start + 64]
                 known = [self._known(entry, check) for entry in part]
-                fresh = pool.map(lambda path: _read_facts(path, check), [Path(e.path) for e, facts in zip(part, known, strict=True) if not facts])
+                fresh = pool.map(
+                    lambda path: _read_facts(path, check),
+                    [Path(e.path) for e, facts in zip(part, known, strict=True) if not facts],
+                )
                 for entry, facts in zip(part, known, strict=True):
                     facts = facts or next(fresh)
                     if isinstance(facts, _Facts):
@@ -289,7 +312,7 @@ def _read_facts(path: Path, check: bool) -> _Facts | UnreadablePicture:
     return _Facts(status.st_mtime_ns, status.st_size, width, height, digest.hexdigest()[:32], transparent, check)
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------------------------
+# --- pixels ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -339,59 +362,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A size in pixels that pictures of a similar shape are cut to."""
-
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a bucket lies in a picture that was resized by `scale` to `width` x `height`; `left` and `top` are its corner, in pixels."""
-
-    width: int
-    height: int
-    left: int
-    top: int
-    scale: float
-
-
-@lru_cache
-def buckets(resolution: int, step: int, factor: int = 8) -> tuple[Bucket, ...]:
-    """The square of side `resolution` (rounded to `factor`, the pixels per latent cell), then oblong buckets of about the same area,
-    sides multiples of `step`, up to an aspect of 2:1 both ways."""
-    side = max(factor, round(resolution / factor) * factor)
-    step = math.ceil(step / factor) * factor
-    found = [Bucket(side, side)]
-    for long in range((side // step + 1) * step, 2 * side, step):
-        shorter = [short for short in range(step, side, step) if long <= MAX_ASPECT * short]
-        off = {short: abs(long * short / side**2 - 1) for short in shorter}
-        short = min(off, key=off.get, default=None)
-        if short and off[short] <= AREA_TOLERANCE:
-            found += [Bucket(long, short), Bucket(short, long)]
-    return tuple(found)
-
-
-def bucket_of(width: int, height: int, resolution: int, step: int, factor: int = 8) -> Bucket:
-    """The bucket whose aspect is nearest to that of `width` x `height`."""
-    return min(buckets(resolution, step, factor), key=lambda bucket: abs(math.log(bucket.width * height / (bucket.height * width))))
-
-
-def crop_of(width: int, height: int, bucket: Bucket, crop: int = 0, flip: bool = False) -> Crop:
-    """How a picture of `width` x `height` is resized to cover `bucket`, and where the bucket is cut out.
-
-    Crop 0 is the centre of the whole picture. The others are cut from a picture enlarged by `CROP_ZOOM`, at places that spread evenly
-    (the R2 sequence, Roberts 2018). With `flip` the place is that in the mirrored picture.
-    """
-    scale = max(bucket.width / width, bucket.height / height) * (CROP_ZOOM if crop else 1)
-    width, height = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
-    across, down = (0.5 + crop * 0.7548776662466927) % 1, (0.5 + crop * 0.5698402909980532) % 1
-    left, top = int(across * (width - bucket.width + 1)), int(down * (height - bucket.height + 1))
-    return Crop(width, height, width - bucket.width - left if flip else left, top, scale)
 
 
 def load_pixels(picture: Picture, bucket: Bucket, crop: int = 0, flip: bool = False) -> torch.Tensor:

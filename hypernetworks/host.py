@@ -124,6 +124,10 @@ class Host(Protocol):
     def alphas_cumprod(self) -> torch.Tensor:
         """[T] float32 on the CPU: the noise schedule's cumulative product of alphas."""
 
+    @property
+    def uncond_rows(self) -> tuple[bool, ...]:
+        """Which rows of the UNet evaluation that `on_step` announces see the negative prompt; empty between pictures."""
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Literal text (no emphasis syntax) to conditioning, no gradient, on `device`."""
 

@@ -1,5 +1,6 @@
 """Latents and caption embeddings, encoded once. Latents stay on disk, one small file per view of a picture, so that a second start finds
 them and memory stays flat however many pictures there are."""
+
 from __future__ import annotations
 
 import hashlib
@@ -54,7 +55,9 @@ class LatentStore:
         self.host, self.bucket_step, self.factor = host, bucket_step, facts.latent_factor
         self.resolution = resolution or facts.resolution
         self.folder = folder / _identity(VERSION, facts.hash, facts.vae, str(host.dtype))
-        self.skipped: list[tuple[Path, str]] = []  # pictures that `prepare` could not read, with the reason; see `Dataset.without`
+        self.skipped: list[
+            tuple[Path, str]
+        ] = []  # pictures that `prepare` could not read, with the reason; see `Dataset.without`
 
     def bucket(self, picture: Picture) -> Bucket:
         """The size in pixels that the picture is cut to."""

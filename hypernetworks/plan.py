@@ -3,6 +3,7 @@
 Everything here is a pure function of a seed and of counters: nothing has to be saved to go on where a run was left, any process can
 work out any part, and what is drawn for one purpose never shifts what is drawn for another.
 """
+
 from __future__ import annotations
 
 import hashlib

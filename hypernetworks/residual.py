@@ -353,7 +353,7 @@ def _begin_at_zero(branch: nn.Sequential) -> None:
         if not isinstance(module, nn.Dropout) and not _passes_zero(module):
             raise ConfigError(
                 f"Zero initial weights are not possible with {type(module).__name__} at the output, which is not 0 at 0 or has "
-                "no slope there; use another activation (swish, tanh, ...), no activation of the output, or other initial weights."
+                "no slope there; use another activation (swish, tanh, ...), none at the output, or other initial weights."
             )
 
 

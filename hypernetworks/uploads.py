@@ -1,4 +1,5 @@
 """Pictures and captions that are dropped in, as files or as a zip archive, put safely into one folder."""
+
 from __future__ import annotations
 
 import os
@@ -24,7 +25,9 @@ BLOCK = 1 << 20  # bytes held in memory while a file is copied
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])\s*(\.|$)", re.IGNORECASE)  # Windows
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
-_END_OF_ARCHIVE = struct.Struct("<4s4H2LH")  # PKWARE's APPNOTE 4.3.16: ..., entries, directory's size and offset, comment's length
+_END_OF_ARCHIVE = struct.Struct(
+    "<4s4H2LH"
+)  # PKWARE's APPNOTE 4.3.16: ..., entries, directory's size and offset, comment's length
 
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)  # what zipfile raises
@@ -71,7 +74,9 @@ def unpack(archive: Path, into: Path, limits: Limits = Limits()) -> Upload:
     try:
         _check_directory(archive, limits)
         with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.filename.endswith(("/", "\\"))]  # is_dir fails on a name of nothing
+            entries = [
+                entry for entry in opened.infolist() if not entry.filename.endswith(("/", "\\"))
+            ]  # is_dir fails on a name of nothing
             items = [item for entry in entries if (item := _item_of_entry(opened, entry, upload, limits))]
             if sum(item.size for item in items) > max(limits.harmless_bytes, limits.ratio * archive.stat().st_size):
                 raise DatasetError(f"{archive.name} would unpack to far more than pictures do; it was not unpacked.")
@@ -176,7 +181,9 @@ def _take(items: Sequence[_Item], into: Path, limits: Limits, upload: Upload) ->
     if len(items) > limits.files:
         raise DatasetError(f"These are {len(items)} files; at most {limits.files} are taken at once. Choose a folder instead.")
     if total > limits.total_bytes:
-        raise DatasetError(f"This is {_size(total)}; at most {_size(limits.total_bytes)} are taken at once. Choose a folder instead.")
+        raise DatasetError(
+            f"This is {_size(total)}; at most {_size(limits.total_bytes)} are taken at once. Choose a folder instead."
+        )
     into.mkdir(parents=True, exist_ok=True)
     if total > (free := shutil.disk_usage(into).free):
         raise DatasetError(f"This needs {_size(total)} and the disk has {_size(free)} left. Free some space and try again.")

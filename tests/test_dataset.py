@@ -1,4 +1,5 @@
 """Photographs that scikit-image ships go through the dataset: formats, rotation, transparency, captions, buckets and crops."""
+
 import os
 import random
 import shutil
@@ -60,7 +61,7 @@ def array(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image).astype(int)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_format_is_read_whatever_the_case_of_its_suffix(tmp_path):
@@ -177,7 +178,9 @@ def test_without_a_check_a_truncated_picture_is_found_when_it_is_opened(tmp_path
         dataset.without([(picture.path, "is damaged") for picture in dataset.pictures])
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a" + bytes(20)])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a" + bytes(20)]
+)
 def test_files_that_only_pretend_to_be_pictures_are_skipped(tmp_path, content):
     shutil.copy(CAT, tmp_path / "cat.png")
     (tmp_path / "pretender.png").write_bytes(content)
@@ -247,7 +250,7 @@ def test_progress_is_told_for_every_picture(tmp_path):
     assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
-# --- what is remembered -----------------------------------------------------------------------------------------------------------
+# --- what is remembered ---------------------------------------------------------------------------------------------------------
 
 
 def test_unchanged_files_are_not_read_again(tmp_path):
@@ -278,7 +281,11 @@ def test_a_checked_picture_is_not_decoded_again(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.one_of(st.binary(max_size=60), st.sampled_from([b"[]", b"3", b'{"cat.png": 7}', b'{"cat.png": [1, 2, 3, "a", "b", true, true]}'])))
+@given(
+    st.one_of(
+        st.binary(max_size=60), st.sampled_from([b"[]", b"3", b'{"cat.png": 7}', b'{"cat.png": [1, 2, 3, "a", "b", true, true]}'])
+    )
+)
 def test_whatever_stands_in_the_memory_file_does_no_harm(tmp_path_factory, content):
     root = tmp_path_factory.mktemp("memory")
     (root / "pictures").mkdir()
@@ -294,7 +301,7 @@ def test_a_memory_that_cannot_be_written_is_done_without(tmp_path):
     assert len(read_folder(tmp_path, cache=tmp_path / "cat.png").pictures) == 1
 
 
-# --- captions ---------------------------------------------------------------------------------------------------------------------
+# --- captions -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_text_file_beside_the_picture_is_its_caption(tmp_path):
@@ -324,7 +331,12 @@ def test_any_bytes_at_all_are_read_as_some_text(data):
 
 
 def test_captions_in_old_encodings_are_read_and_their_files_named(tmp_path):
-    for name, data in {"cafe": "ein Café".encode("cp1252"), "odd": b"caf\xe9 \x81", "empty": b" \n", "huge": b"a" * 100_000}.items():
+    for name, data in {
+        "cafe": "ein Café".encode("cp1252"),
+        "odd": b"caf\xe9 \x81",
+        "empty": b" \n",
+        "huge": b"a" * 100_000,
+    }.items():
         Image.new("RGB", (8, len(name))).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_bytes(data)
     dataset = read_folder(tmp_path, shared_caption="a picture")
@@ -388,7 +400,7 @@ def test_a_caption_from_a_name_is_tidy_text(stem):
     assert caption is None or (caption and caption == " ".join(caption.split()) and caption.encode())
 
 
-# --- templates --------------------------------------------------------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------------------------------------
 
 ANY_PICTURE = Picture(Path("x.png"), 8, 8, "a cat, on a mat, asleep", "text file", "0")
 BARE = Picture(Path("y.png"), 8, 8, None, None, "1")
@@ -447,7 +459,7 @@ def test_a_written_caption_holds_only_what_the_picture_has(tags, shuffle, tag_dr
         assert sorted(written) == sorted(tags)
 
 
-# --- buckets and crops ------------------------------------------------------------------------------------------------------------
+# --- buckets and crops ----------------------------------------------------------------------------------------------------------
 
 SIZES = st.integers(1, 6000)
 
@@ -498,11 +510,16 @@ def test_a_crop_lies_within_the_resized_picture_and_keeps_its_shape(width, heigh
 def test_the_first_crop_is_the_centre_and_all_others_differ(size):
     bucket = bucket_of(*size, 256, 64)
     centre = crop_of(*size, bucket)
-    assert abs(2 * centre.left - (centre.width - bucket.width)) <= 1 and abs(2 * centre.top - (centre.height - bucket.height)) <= 1
+    assert (
+        abs(2 * centre.left - (centre.width - bucket.width)) <= 1 and abs(2 * centre.top - (centre.height - bucket.height)) <= 1
+    )
     assert centre.width == bucket.width or centre.height == bucket.height
     places = [crop_of(*size, bucket, crop) for crop in range(1, 17)]
     assert len({(place.left, place.top) for place in places}) == 16
-    for sizes in ([place.left / (place.width - bucket.width) for place in places], [place.top / (place.height - bucket.height) for place in places]):
+    for sizes in (
+        [place.left / (place.width - bucket.width) for place in places],
+        [place.top / (place.height - bucket.height) for place in places],
+    ):
         assert min(sizes) < 0.1 and max(sizes) > 0.8 and abs(sum(sizes) / 16 - 0.5) < 0.1
 
 

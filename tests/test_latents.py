@@ -1,4 +1,5 @@
 """Latents and caption embeddings are encoded once. The stand-in's autoencoder is an average over 8 x 8 pixels: linear, and easy to check."""
+
 import dataclasses
 import shutil
 import tracemalloc
@@ -40,7 +41,9 @@ class AveragingHost:
     def encode_prompts(self, prompts):
         self.prompts += prompts
         rows = [torch.tensor([float(len(prompt)), *prompt.encode()[:3], 0, 0, 0])[:4] for prompt in prompts]
-        return Conditioning(torch.stack(rows)[:, None].repeat(1, 5, 1), torch.stack(rows) if self.model.family == "sdxl" else None)
+        return Conditioning(
+            torch.stack(rows)[:, None].repeat(1, 5, 1), torch.stack(rows) if self.model.family == "sdxl" else None
+        )
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +212,7 @@ def test_reading_latents_keeps_nothing_in_memory(pictures, tmp_path):
     assert grown < 100_000
 
 
-# --- captions ---------------------------------------------------------------------------------------------------------------------
+# --- captions -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -1,4 +1,5 @@
 """Which sample comes at which step: pure functions of seeds and counters, fair to every picture."""
+
 import hashlib
 from collections import Counter
 from math import gcd
@@ -18,14 +19,17 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 def pictures(count: int) -> list[Picture]:
-    return [Picture(Path(f"{number}.png"), 8, 8, None, None, hashlib.sha256(b"%d" % number).hexdigest()[:32]) for number in range(count)]
+    return [
+        Picture(Path(f"{number}.png"), 8, 8, None, None, hashlib.sha256(b"%d" % number).hexdigest()[:32])
+        for number in range(count)
+    ]
 
 
 def shown(plan: Plan, batches: range) -> Counter:
     return Counter(sample.picture for index in batches for sample in plan.batch(index))
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------------------------------------
 
 
 def test_sixteen_pictures_in_batches_of_four_make_an_epoch_of_four_batches():
@@ -37,7 +41,9 @@ def test_sixteen_pictures_in_batches_of_four_make_an_epoch_of_four_batches():
 
 def test_epochs_come_in_different_orders():
     plan = Plan([SQUARE] * 16, 4, seed=1)
-    orders = {tuple(sample.picture for index in range(4 * epoch, 4 * epoch + 4) for sample in plan.batch(index)) for epoch in range(10)}
+    orders = {
+        tuple(sample.picture for index in range(4 * epoch, 4 * epoch + 4) for sample in plan.batch(index)) for epoch in range(10)
+    }
     assert len(orders) == 10
 
 
@@ -104,13 +110,17 @@ def test_every_view_of_a_picture_is_shown_before_any_comes_again():
     plan = Plan([SQUARE] * 4, 2, seed=5, flip=True, crops=3)
     for cycle in range(3):
         views = Counter(
-            (sample.picture, sample.flip, sample.crop) for index in range(12 * cycle, 12 * cycle + 12) for sample in plan.batch(index)
+            (sample.picture, sample.flip, sample.crop)
+            for index in range(12 * cycle, 12 * cycle + 12)
+            for sample in plan.batch(index)
         )
         assert views == {(picture, flip, crop): 1 for picture in range(4) for flip in (False, True) for crop in range(3)}
 
 
 def test_without_flips_and_crops_there_is_one_view():
-    assert {(sample.flip, sample.crop) for index in range(20) for sample in Plan([SQUARE] * 5, 2, seed=0).batch(index)} == {(False, 0)}
+    assert {(sample.flip, sample.crop) for index in range(20) for sample in Plan([SQUARE] * 5, 2, seed=0).batch(index)} == {
+        (False, 0)
+    }
 
 
 def test_sample_numbers_count_through_a_step_that_gathers_gradients():
@@ -124,7 +134,7 @@ def test_a_long_run_costs_no_more_than_a_short_one():
     assert len(plan.batch(10**12)) == 4
 
 
-# --- held-out pictures ------------------------------------------------------------------------------------------------------------
+# --- held-out pictures ----------------------------------------------------------------------------------------------------------
 
 
 def test_too_few_pictures_hold_none_out():
@@ -142,7 +152,9 @@ def test_about_the_share_asked_for_is_held_out(count, share, seed):
 @given(st.permutations(pictures(20)), SEEDS)
 def test_neither_order_nor_names_decide_who_is_held_out(order, seed):
     renamed = [Picture(Path(f"other {number}.png"), 8, 8, None, None, picture.key) for number, picture in enumerate(order)]
-    assert {picture.key for picture in split(renamed, 0.2, seed)[1]} == {picture.key for picture in split(pictures(20), 0.2, seed)[1]}
+    assert {picture.key for picture in split(renamed, 0.2, seed)[1]} == {
+        picture.key for picture in split(pictures(20), 0.2, seed)[1]
+    }
 
 
 def test_a_copy_is_never_on_both_sides():
@@ -159,7 +171,7 @@ def test_another_seed_holds_out_others():
     assert len({tuple(picture.path for picture in split(pictures(40), 0.1, seed)[1]) for seed in range(5)}) == 5
 
 
-# --- random numbers ---------------------------------------------------------------------------------------------------------------
+# --- random numbers -------------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_are_frozen_for_ever():
@@ -173,7 +185,12 @@ def test_equal_keys_draw_alike_and_others_do_not(key):
     draw = torch.randn(4, generator=generator_for(*key))
     assert torch.equal(draw, torch.randn(4, generator=generator_for(*key)))
     assert random_for(*key).random() == random_for(*key).random()
-    for other in [(seed + 1, step, sample, purpose), (seed, step + 1, sample, purpose), (seed, step, sample + 1, purpose), (*key[:3], "crop")]:
+    for other in [
+        (seed + 1, step, sample, purpose),
+        (seed, step + 1, sample, purpose),
+        (seed, step, sample + 1, purpose),
+        (*key[:3], "crop"),
+    ]:
         assert not torch.equal(draw, torch.randn(4, generator=generator_for(*other)))
         assert random_for(*key).random() != random_for(*other).random()
 
@@ -185,7 +202,7 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-# --- timesteps --------------------------------------------------------------------------------------------------------------------
+# --- timesteps ------------------------------------------------------------------------------------------------------------------
 
 
 @given(SEEDS, st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 1000))

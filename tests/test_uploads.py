@@ -1,4 +1,5 @@
 """What is dropped in ends up in one folder under safe names, with its captions; whatever is hostile or damaged does not."""
+
 import io
 import re
 import stat
@@ -41,14 +42,20 @@ def names(upload: Upload) -> list[str]:
     return sorted(path.name for path in upload.taken)
 
 
-# --- archives ---------------------------------------------------------------------------------------------------------------------
+# --- archives -------------------------------------------------------------------------------------------------------------------
 
 
 def test_photographs_and_captions_of_all_folders_are_taken(tmp_path):
     rocket = (PHOTOGRAPHS / "rocket.jpg").read_bytes()
     archive = make_zip(
         tmp_path / "a.zip",
-        {"set/rocket.jpg": rocket, "set/rocket.txt": b"a rocket", "set/deep/Cat.PNG": png(), "set/notes.md": b"hello", "set/": b""},
+        {
+            "set/rocket.jpg": rocket,
+            "set/rocket.txt": b"a rocket",
+            "set/deep/Cat.PNG": png(),
+            "set/notes.md": b"hello",
+            "set/": b"",
+        },
     )
     upload = unpack(archive, tmp_path / "into")
     assert files(tmp_path / "into") == {"rocket.jpg": rocket, "rocket.txt": b"a rocket", "Cat.png": png()}
@@ -75,7 +82,10 @@ def test_a_number_does_not_end_up_in_the_caption(tmp_path):
 
 
 def test_captions_kept_in_a_folder_of_their_own_join_their_pictures(tmp_path):
-    unpack(make_zip(tmp_path / "a.zip", {"captions/1.txt": b"one", "images/1.png": png(1), "images/1.jpg": png(2)}), tmp_path / "into")
+    unpack(
+        make_zip(tmp_path / "a.zip", {"captions/1.txt": b"one", "images/1.png": png(1), "images/1.jpg": png(2)}),
+        tmp_path / "into",
+    )
     assert files(tmp_path / "into") == {"1.png": png(1), "1.jpg": png(2), "1.txt": b"one"}
 
 
@@ -115,7 +125,12 @@ def test_hostile_names_stay_within_the_folder(tmp_path, name):
 def is_safe(name: str) -> bool:
     """Python's documentation and Microsoft's "Naming Files, Paths, and Namespaces", in one condition."""
     device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)", name.split(".")[0].rstrip())
-    return name not in ("", ".", "..") and not device and not re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name) and name == name.strip(" .")
+    return (
+        name not in ("", ".", "..")
+        and not device
+        and not re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name)
+        and name == name.strip(" .")
+    )
 
 
 @given(st.text(max_size=300) | st.sampled_from(ATTACKS))
@@ -127,7 +142,10 @@ def test_a_safe_stem_is_safe_and_safe_names_stay(name):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(min_size=1, max_size=12), max_size=6), st.lists(st.sampled_from([".png", ".txt", ".exe", ".PNG", "/", ""]), max_size=6))
+@given(
+    st.lists(st.text(min_size=1, max_size=12), max_size=6),
+    st.lists(st.sampled_from([".png", ".txt", ".exe", ".PNG", "/", ""]), max_size=6),
+)
 def test_any_archive_at_all_writes_into_its_folder_only(tmp_path_factory, stems, suffixes):
     root = tmp_path_factory.mktemp("archive")
     with zipfile.ZipFile(root / "a.zip", "w") as archive:
@@ -139,7 +157,9 @@ def test_any_archive_at_all_writes_into_its_folder_only(tmp_path_factory, stems,
         entries = [entry.filename for entry in archive.infolist() if not entry.filename.endswith(("/", "\\"))]
     (root / "data").mkdir()
     upload = unpack(root / "a.zip", root / "data" / "into")
-    assert {path.name for path in root.iterdir()} == {"a.zip", "data"} and [path.name for path in (root / "data").iterdir()] == ["into"]
+    assert {path.name for path in root.iterdir()} == {"a.zip", "data"} and [path.name for path in (root / "data").iterdir()] == [
+        "into"
+    ]
     assert sorted(files(root / "data" / "into")) == names(upload)
     assert len(upload.taken) + len(upload.left_out) == len([name for name in entries if not name.startswith("._")])
     assert all(is_safe(path.name) and path.suffix in (".png", ".txt") for path in upload.taken)
@@ -182,7 +202,7 @@ def test_a_link_in_the_folder_is_not_written_through(tmp_path):
     assert names(upload) == ["a (2).png"] and not (tmp_path / "victim.png").exists()
 
 
-# --- limits and damage ------------------------------------------------------------------------------------------------------------
+# --- limits and damage ----------------------------------------------------------------------------------------------------------
 
 
 def refuses(archive: Path, into: Path, words: str, limits: Limits | None = None) -> None:
@@ -194,7 +214,12 @@ def refuses(archive: Path, into: Path, words: str, limits: Limits | None = None)
 def test_bombs_are_refused_before_anything_is_written(tmp_path):
     small = Limits(harmless_bytes=1 << 20)
     zeros = bytes(2 << 20)
-    refuses(make_zip(tmp_path / "a.zip", {"good.png": png(), "bomb.png": zeros}), tmp_path / "into", "bomb.png would unpack to far more", small)
+    refuses(
+        make_zip(tmp_path / "a.zip", {"good.png": png(), "bomb.png": zeros}),
+        tmp_path / "into",
+        "bomb.png would unpack to far more",
+        small,
+    )
     many = make_zip(tmp_path / "b.zip", {f"{number}.png": bytes(600_000) for number in range(4)})
     refuses(many, tmp_path / "into", "b.zip would unpack to far more", small)
     refuses(many, tmp_path / "into", "This is 2.3 MB; at most 2.0 MB are taken at once", Limits(total_bytes=2 << 20))
@@ -282,7 +307,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_folder_as_it_was(tmp_path, mo
     refuses(archive, tmp_path / "into", "cannot be unpacked: No space left on device")
 
 
-# --- loose files ------------------------------------------------------------------------------------------------------------------
+# --- loose files ----------------------------------------------------------------------------------------------------------------
 
 
 def drop(folder: Path, *contents: tuple[str, bytes]) -> list[Path]:
@@ -296,9 +321,23 @@ def drop(folder: Path, *contents: tuple[str, bytes]) -> list[Path]:
 
 
 def test_dropped_files_find_their_captions(tmp_path):
-    dropped = drop(tmp_path / "drop", ("a.txt", b"first"), ("a.png", png(1)), ("b.JPEG", png(2)), ("a.png", png(3)), ("a.txt", b"second"), ("c.pdf", b""))
+    dropped = drop(
+        tmp_path / "drop",
+        ("a.txt", b"first"),
+        ("a.png", png(1)),
+        ("b.JPEG", png(2)),
+        ("a.png", png(3)),
+        ("a.txt", b"second"),
+        ("c.pdf", b""),
+    )
     upload = store(dropped, tmp_path / "into")
-    assert files(tmp_path / "into") == {"a.png": png(1), "a.txt": b"first", "a (2).png": png(3), "a (2).txt": b"second", "b.jpeg": png(2)}
+    assert files(tmp_path / "into") == {
+        "a.png": png(1),
+        "a.txt": b"first",
+        "a (2).png": png(3),
+        "a (2).txt": b"second",
+        "b.jpeg": png(2),
+    }
     assert [name for name, _ in upload.left_out] == ["c.pdf"]
 
 
@@ -324,7 +363,9 @@ def test_links_and_folders_are_not_copied(tmp_path):
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "link.png").symlink_to(tmp_path / "secret")
     (tmp_path / "folder.png").mkdir()
-    upload = store([tmp_path / "link.png", tmp_path / "folder.png", *drop(tmp_path / "drop", ("a.png", png()))], tmp_path / "into")
+    upload = store(
+        [tmp_path / "link.png", tmp_path / "folder.png", *drop(tmp_path / "drop", ("a.png", png()))], tmp_path / "into"
+    )
     assert names(upload) == ["a.png"]
     assert upload.left_out == [("link.png", "not a file"), ("folder.png", "not a file")]
 
