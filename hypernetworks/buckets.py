@@ -1,5 +1,4 @@
 """Aspect-ratio buckets: sizes of about one area that pictures are cut to, so that one batch holds pictures of one size."""
-
 from __future__ import annotations
 
 import math
@@ -8,7 +7,9 @@ from functools import lru_cache
 
 MAX_ASPECT = 2.0  # long side over short side of the longest bucket
 AREA_TOLERANCE = 0.25  # how much a bucket's area may differ from the square's
-CROP_ZOOM = 9 / 8  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut anew
+CROP_ZOOM = (
+    9 / 8
+)  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut anew
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a bucket lies in a picture that was resized by `scale` to `width` x `height`; `left` and `top` are its corner, in pixels."""
+    """Where a bucket lies in a picture that was resized by `scale` to `width` x `height`; `left` and `top` are its corner, in
+    pixels."""
 
     width: int
     height: int
@@ -32,8 +34,8 @@ class Crop:
 
 @lru_cache
 def buckets(resolution: int, step: int, factor: int = 8) -> tuple[Bucket, ...]:
-    """The square of side `resolution` (rounded to `factor`, the pixels per latent cell), then oblong buckets of about the same area,
-    sides multiples of `step`, up to an aspect of 2:1 both ways."""
+    """The square of side `resolution` (rounded to `factor`, the pixels per latent cell), then oblong buckets of about the same
+    area, sides multiples of `step`, up to an aspect of 2:1 both ways."""
     side = max(factor, round(resolution / factor) * factor)
     step = math.ceil(step / factor) * factor
     found = [Bucket(side, side)]
@@ -56,8 +58,8 @@ def bucket_of(width: int, height: int, resolution: int, step: int, factor: int =
 def crop_of(width: int, height: int, bucket: Bucket, crop: int = 0, flip: bool = False) -> Crop:
     """How a picture of `width` x `height` is resized to cover `bucket`, and where the bucket is cut out.
 
-    Crop 0 is the centre of the whole picture. The others are cut from a picture enlarged by `CROP_ZOOM`, at places that spread evenly
-    (the R2 sequence, Roberts 2018). With `flip` the place is that in the mirrored picture.
+    Crop 0 is the centre of the whole picture. The others are cut from a picture enlarged by `CROP_ZOOM`, at places that spread
+    evenly (the R2 sequence, Roberts 2018). With `flip` the place is that in the mirrored picture.
     """
     scale = max(bucket.width / width, bucket.height / height) * (CROP_ZOOM if crop else 1)
     width, height = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))

@@ -1,5 +1,4 @@
 """Captions: found in a text file beside the picture or in the picture's name, and written anew for each sample."""
-
 from __future__ import annotations
 
 import re
@@ -12,11 +11,12 @@ LONGEST_FILE = 1 << 16  # bytes; text encoders read a few hundred
 
 # Words in names that cameras and programs give. Names of these words and numbers alone say nothing about the picture.
 _MACHINES = frozenset(
-    "img imgp image images picture pictures pic pict photo photos foto bild dsc dscn dscf dscim mg pxl mvimg mvi pano vid dji gopr cimg kimg hpim "
-    "sam wp win fb received snapchat whatsapp telegram signal untitled unnamed download comfyui scan 微信图片 截图 截屏 屏幕截图".split()
+    "img imgp image images picture pictures pic pict photo photos foto bild dsc dscn dscf dscim mg pxl mvimg mvi pano vid dji "
+    "gopr cimg kimg hpim sam wp win fb received snapchat whatsapp telegram signal untitled unnamed download comfyui scan "
+    "微信图片 截图 截屏 屏幕截图".split()
 )
 _FILLERS = frozenset(
-    "wa at am pm um uhr e o n copy kopie edited edit bearbeitet hdr raw cover mp portrait night burst frame sd jpg jpeg png webp".split()
+    "wa at am pm um uhr e o n copy kopie edited edit bearbeitet hdr raw cover mp portrait night burst frame sd jpg png".split()
 )
 _SCREENSHOT = re.compile(
     r"(screenshot|screen[ _-]?shot|bildschirmfoto|bildschirmaufnahme|capture d.[eé]cran|captura de pantalla)\b.*\d", re.IGNORECASE
@@ -56,7 +56,7 @@ def find_caption(picture: Path, text_file: Path | None) -> FoundCaption:
     if len(data) > LONGEST_FILE:
         return FoundCaption(None, complaint=f"longer than {LONGEST_FILE >> 10} KB, which no caption is")
     text, complaint = decode_text(data)
-    caption = " ".join(text.split())
+    caption = " ".join(text.replace("\0", "").split())  # zeros: UTF-16 without its mark
     if not caption:
         return FoundCaption(None, complaint="empty")
     return FoundCaption(caption, "text file", complaint)
@@ -77,7 +77,8 @@ def decode_text(data: bytes) -> tuple[str, str | None]:
 
 
 def caption_from_name(stem: str) -> str | None:
-    """The words of a file name without its suffix: "00012-a_red_star (2)" -> "a red star". None for a camera's or program's name."""
+    """The words of a file name without its suffix: "00012-a_red_star (2)" -> "a red star". None for a camera's or program's
+    name."""
     if is_machine_name(stem):
         return None
     words = stem.encode("utf-8", "replace").decode()  # a name that is no valid text would upset the text encoder
@@ -108,10 +109,11 @@ def _is_random(stem: str) -> bool:
 
 
 class Captions:
-    """Writes a sample's caption: draws a template, fills in [name] and [filewords], shuffles and drops comma-separated tags, or drops
-    the whole caption.
+    """Writes a sample's caption: draws a template, fills in [name] and [filewords], shuffles and drops comma-separated tags, or
+    drops the whole caption.
 
-    `templates` is one text with a template per line, or several templates. `shared_caption` stands in for a picture's missing caption.
+    `templates` is one text with a template per line, or several templates. `shared_caption` stands in for a picture's missing
+    caption.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
 """Pictures: read from a folder, sorted into aspect-ratio buckets, cut and turned into tensors."""
-
 from __future__ import annotations
 
 import hashlib
@@ -29,25 +28,7 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
-OTHER_PICTURES = (
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".psd",
-    ".tga",
-    ".svg",
-    ".dng",
-    ".cr2",
-    ".nef",
-    ".arw",
-)
-    9 / 8
-)  # crops beside the centre one come from a picture this much larger, so that a square picture too can be cut differently
+OTHER_PICTURES = tuple(".gif .tif .tiff .heic .heif .avif .jxl .jp2 .psd .tga .svg .dng .cr2 .nef .arw".split())
 SMALL = 2.0  # pictures that have to be enlarged more than this are warned about
 WORKERS = 4  # threads that read pictures; hashing and decoding run outside Python's lock
 NAMED = 3  # files that a warning names before it says how many more
@@ -85,7 +66,8 @@ class Dataset:
     warnings: list[str] = field(default_factory=list)
 
     def without(self, unreadable: Iterable[tuple[Path, str]]) -> Dataset:
-        """The same dataset less the files of `unreadable`, which are named as skipped. Raises `DatasetError` where nothing is left."""
+        """The same dataset less the files of `unreadable`, which are named as skipped. Raises `DatasetError` where nothing is
+        left."""
         skipped = [*self.skipped, *unreadable]
         gone = {path for path, _ in skipped}
         kept = [picture for picture in self.pictures if picture.path not in gone]
@@ -197,8 +179,8 @@ def _caption_warnings(
     bare = [picture.path for picture in pictures if picture.caption is None]
     if bare and not shared_caption:
         yield (
-            f"{len(bare)} of {len(pictures)} pictures have no caption ({_names(bare)}): there is no text in a .txt file beside them, and their "
-            "names say nothing. Give one caption for all of them, or write a .txt file for each."
+            f"{len(bare)} of {len(pictures)} pictures have no caption ({_names(bare)}): there is no text in a .txt file beside "
+            "them, and their names say nothing. Give one caption for all of them, or write a .txt file for each."
         )
 
 
@@ -216,7 +198,8 @@ def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], 
     if copies:
         yield f"These pictures are copies of each other and count once for each copy: {_names(copies)}."
     if small:
-        yield f"{len(small)} of {len(pictures)} pictures have to be enlarged more than {SMALL:g} times and will teach blur: {_names(small)}."
+        share = f"{len(small)} of {len(pictures)} pictures"
+        yield f"{share} have to be enlarged more than {SMALL:g} times and will teach blur: {_names(small)}."
     if transparent:
         yield f"Transparent parts become white in {_names(transparent)}."
 

@@ -1,6 +1,5 @@
-"""Latents and caption embeddings, encoded once. Latents stay on disk, one small file per view of a picture, so that a second start finds
-them and memory stays flat however many pictures there are."""
-
+"""Latents and caption embeddings, encoded once. Latents stay on disk, one small file per view of a picture, so that a second
+start finds them and memory stays flat however many pictures there are."""
 from __future__ import annotations
 
 import hashlib
@@ -46,8 +45,8 @@ class View(NamedTuple):
 class LatentStore:
     """The latents of pictures cut to buckets of about `resolution`² pixels (0: the model's own resolution), kept below `folder`.
 
-    A file is found again by the picture's content, its view and the model; one that is damaged is simply encoded again. Mirrored pictures
-    are encoded separately: a mirrored latent is not the latent of the mirrored picture.
+    A file is found again by the picture's content, its view and the model; one that is damaged is simply encoded again.
+    Mirrored pictures are encoded separately: a mirrored latent is not the latent of the mirrored picture.
     """
 
     def __init__(self, folder: Path, host: Host, resolution: int = 0, bucket_step: int = 64) -> None:
@@ -70,9 +69,11 @@ class LatentStore:
         return PictureSize((picture.height, picture.width), (place.top, place.left), (bucket.height, bucket.width))
 
     def prepare(self, pictures: Iterable[Picture], crops: int = 1, flip: bool = False) -> Iterator[tuple[int, int]]:
-        """Encodes every view that is not there yet: `crops` crops of each picture, also mirrored with `flip`. Yields (done, total).
+        """Encodes every view that is not there yet: `crops` crops of each picture, also mirrored with `flip`. Yields (done,
+        total).
 
-        Pictures that cannot be read end up in `skipped`. Raises `TrainingFailed` where the disk is full or the autoencoder overflows.
+        Pictures that cannot be read end up in `skipped`. Raises `TrainingFailed` where the disk is full or the autoencoder
+        overflows.
         """
         wanted = {
             view.file_name: view
@@ -122,7 +123,8 @@ class LatentStore:
         for view, mean, logvar in zip(pixels, means.float().cpu(), logvars.float().cpu(), strict=True):
             if not (mean.isfinite().all() and logvar.isfinite().all()):
                 raise TrainingFailed(
-                    f"The autoencoder (VAE) gives values that are not numbers for {view.picture.path.name}; run it in full precision, or choose another VAE."
+                    f"The autoencoder (VAE) gives values that are not numbers for {view.picture.path.name}; "
+                    "run it in full precision, or choose another VAE."
                 )
             encoded[view] = {"mean": mean.contiguous(), "logvar": logvar.contiguous()}
         list(pool.map(lambda view: _write(self.folder / view.file_name, encoded[view]), encoded))
@@ -130,7 +132,8 @@ class LatentStore:
 
 
 class CaptionStore:
-    """Embeddings of captions: encoded once, in memory, or below `folder` where one is given (10,000 captions of SDXL are 6 GB)."""
+    """Embeddings of captions: encoded once, in memory, or below `folder` where one is given (10,000 captions of SDXL are 6
+    GB)."""
 
     def __init__(self, host: Host, folder: Path | None = None) -> None:
         facts = host.model
@@ -222,7 +225,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The file's tensors, None where it is missing or damaged. Read, not mapped: memory does not grow with the files that were used."""
+    """The file's tensors, None where it is missing or damaged. Read, not mapped: memory does not grow with the files that were
+    used."""
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, SafetensorError):

@@ -1,9 +1,8 @@
 """Which sample is shown at which step, and the random numbers that belong to it.
 
-Everything here is a pure function of a seed and of counters: nothing has to be saved to go on where a run was left, any process can
-work out any part, and what is drawn for one purpose never shifts what is drawn for another.
+Everything here is a pure function of a seed and of counters: nothing has to be saved to go on where a run was left, any process
+can work out any part, and what is drawn for one purpose never shifts what is drawn for another.
 """
-
 from __future__ import annotations
 
 import hashlib
@@ -40,9 +39,9 @@ def random_for(seed: int, step: int, sample: int, purpose: str) -> Random:
 def timesteps_for(seed: int, step: int, count: int, total: int) -> torch.Tensor:
     """The timesteps [count] (int64, 0 <= t < total) of a step's samples, entry i for sample number i.
 
-    0..total is cut into `count` equal slices and every sample gets a uniform draw from one of them, in random order, which makes the
-    loss far less noisy than independent draws. Fewer samples than `TIMESTEP_WINDOW` are spread over several steps as well: within a
-    window of steps each slice's finer slices all get their turn. Each timestep by itself is uniform.
+    0..total is cut into `count` equal slices and every sample gets a uniform draw from one of them, in random order, which
+    makes the loss far less noisy than independent draws. Fewer samples than `TIMESTEP_WINDOW` are spread over several steps as
+    well: within a window of steps each slice's finer slices all get their turn. Each timestep by itself is uniform.
     """
     window = max(1, TIMESTEP_WINDOW // count)
     turns = random_for(seed, step // window, 0, "timestep turns")
@@ -56,8 +55,8 @@ def timesteps_for(seed: int, step: int, count: int, total: int) -> torch.Tensor:
 def split(pictures: Sequence[Picture], share: float, seed: int) -> tuple[list[Picture], list[Picture]]:
     """(training pictures, held-out pictures), about `share` of them held out: at least one, but none of fewer than 8.
 
-    Decided by the pictures' contents: order and names do not matter, a new picture hardly changes the choice, and two copies of one
-    picture are never on both sides.
+    Decided by the pictures' contents: order and names do not matter, a new picture hardly changes the choice, and two copies of
+    one picture are never on both sides.
     """
     if share <= 0 or len(pictures) < FEWEST_TO_SPLIT:
         return list(pictures), []
@@ -83,10 +82,10 @@ class Sample:
 class Plan:
     """The batches of a run. `buckets` holds each picture's bucket.
 
-    Every batch comes from one bucket and has exactly `batch_size` samples, so that steps weigh the same and several processes can share a
-    batch. To that end each bucket's pictures are an endless row of shuffled epochs, and where they do not divide into batches, a batch
-    takes the end of one epoch and the beginning of the next. 16 pictures in batches of 4 make 4 batches per epoch; 3 pictures come again
-    within a batch of 4; and all pictures are shown equally often.
+    Every batch comes from one bucket and has exactly `batch_size` samples, so that steps weigh the same and several processes
+    can share a batch. To that end each bucket's pictures are an endless row of shuffled epochs, and where they do not divide
+    into batches, a batch takes the end of one epoch and the beginning of the next. 16 pictures in batches of 4 make 4 batches
+    per epoch; 3 pictures come again within a batch of 4; and all pictures are shown equally often.
 
     A picture's views (crops, mirrored or not) are shown in random order, each once before any comes again.
     """

@@ -1,5 +1,4 @@
 """Pictures and captions that are dropped in, as files or as a zip archive, put safely into one folder."""
-
 from __future__ import annotations
 
 import os
@@ -35,8 +34,8 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplem
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted at once. Pictures hardly compress: what unpacks to more than `ratio` times its size is a bomb, save for the
-    `harmless_bytes` that plain drawings may need."""
+    """What is accepted at once. Pictures hardly compress: what unpacks to more than `ratio` times its size is a bomb, save for
+    the `harmless_bytes` that plain drawings may need."""
 
     files: int = 20_000
     total_bytes: int = 16 << 30
@@ -67,8 +66,8 @@ class _Item:
 def unpack(archive: Path, into: Path, limits: Limits = Limits()) -> Upload:
     """Pictures and captions of a zip archive, from all its folders, into the one folder `into`.
 
-    Names are made safe. Where two files have one name the later gets a number, and so does its caption. Raises `DatasetError` for an
-    archive that is damaged, beyond `limits`, or holds no picture; `into` then holds what it held before.
+    Names are made safe. Where two files have one name the later gets a number, and so does its caption. Raises `DatasetError`
+    for an archive that is damaged, beyond `limits`, or holds no picture; `into` then holds what it held before.
     """
     upload = Upload()
     try:
@@ -94,8 +93,8 @@ def unpack(archive: Path, into: Path, limits: Limits = Limits()) -> Upload:
 def store(files: Iterable[Path], into: Path, limits: Limits = Limits()) -> Upload:
     """Pictures and captions that were dropped in as files, copied into the folder `into`; zip archives among them are unpacked.
 
-    Names are treated as in `unpack`; the folders that a browser's files come from do not matter. An archive that `unpack` refuses is left
-    out. Raises `DatasetError` where nothing can be taken, beyond `limits`, and where the disk refuses.
+    Names are treated as in `unpack`; the folders that a browser's files come from do not matter. An archive that `unpack`
+    refuses is left out. Raises `DatasetError` where nothing can be taken, beyond `limits`, and where the disk refuses.
     """
     upload, files = Upload(), [Path(path) for path in files]
     archives = [path for path in files if path.suffix.lower() == ".zip"]

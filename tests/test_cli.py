@@ -45,7 +45,7 @@ def test_training_and_generating_from_a_configuration_file(capsys, tmp_path):
         assert edited.size == (128, 128) and edited.tobytes() != bare.tobytes()
 
     code, out, err = run(capsys, "generate", "a star", "--hypernetwork", "quik", "--home", tmp_path)
-    assert code == 2 and "'quick'" in err
+    assert code == 2 and "Did you mean quick?" in err
 
     code, out, err = run(capsys, "inspect", file)
     assert code == 0 and "one pair per width" in out and "1, 2, 1" in out and "swish" in out and "preview" not in out

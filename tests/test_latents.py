@@ -1,5 +1,4 @@
-"""Latents and caption embeddings are encoded once. The stand-in's autoencoder is an average over 8 x 8 pixels: linear, and easy to check."""
-
+"""Latents and caption embeddings are encoded once. The stand-in's autoencoder averages 8 x 8 pixels, which is easy to check."""
 import dataclasses
 import shutil
 import tracemalloc

@@ -1,5 +1,4 @@
 """Which sample comes at which step: pure functions of seeds and counters, fair to every picture."""
-
 import hashlib
 from collections import Counter
 from math import gcd
