@@ -66,8 +66,7 @@ class Dataset:
     warnings: list[str] = field(default_factory=list)
 
     def without(self, unreadable: Iterable[tuple[Path, str]]) -> Dataset:
-        """The same dataset less the files of `unreadable`, which are named as skipped. Raises `DatasetError` where nothing is
-        left."""
+        """The same dataset less the files of `unreadable`, which are named as skipped. Raises `DatasetError` if none is left."""
         skipped = [*self.skipped, *unreadable]
         gone = {path for path, _ in skipped}
         kept = [picture for picture in self.pictures if picture.path not in gone]
@@ -99,7 +98,7 @@ def read_folder(
     and `shared_caption` only decide which warnings are worth giving. `cache` is a folder that remembers sizes and hashes of files
     whose time and length stay the same. `progress` is called with (done, total). Raises `DatasetError` where no picture is found.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     files, texts, skipped = _list(folder)
     index = _Index(cache, folder)
     pictures: list[Picture] = []
@@ -189,10 +188,8 @@ def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], 
     small = []
     for picture in pictures:
         same[picture.key].append(picture)
-        if (
-            resolution
-            and crop_of(picture.width, picture.height, bucket_of(picture.width, picture.height, resolution, 64)).scale > SMALL
-        ):
+        size = picture.width, picture.height
+        if resolution and crop_of(*size, bucket_of(*size, resolution, 64)).scale > SMALL:
             small.append(picture.path)
     copies = [copy.path for first, *others in same.values() if others for copy in (first, *others)]
     if copies:

@@ -24,10 +24,8 @@ BLOCK = 1 << 20  # bytes held in memory while a file is copied
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])\s*(\.|$)", re.IGNORECASE)  # Windows
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
-_END_OF_ARCHIVE = struct.Struct(
-    "<4s4H2LH"
-)  # PKWARE's APPNOTE 4.3.16: ..., entries, directory's size and offset, comment's length
-
+# PKWARE's APPNOTE 4.3.16: signature, three counts of disks, entries, the directory's size and offset, the comment's length
+_END_OF_ARCHIVE = struct.Struct("<4s4H2LH")
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)  # what zipfile raises
 

@@ -203,6 +203,8 @@ def test_folders_with_nothing_in_them_get_a_sentence(tmp_path):
         read_folder("")
     with pytest.raises(DatasetError, match="There is no folder"):
         read_folder(f"{tmp_path}/\0")
+    with pytest.raises(DatasetError, match="There is no folder ~nobody-of-this-name"):
+        read_folder("~nobody-of-this-name")
     with pytest.raises(DatasetError, match="holds no pictures"):
         read_folder(tmp_path)
     (tmp_path / "notes.md").write_text("hello")
