@@ -4,31 +4,34 @@ captions are judged by a classifier that never saw a generated picture.
     python benchmarks/effect.py [--small] [--json FILE] [--out FOLDER]
 
 Compared are the bare model, a hypernetwork with one pair of networks per attention layer, one with a pair per width (what A1111 reads),
-and as a yardstick a LoRA on all attention layers. All are trained in as many steps, on the same batches. About half an hour on 2 CPU
-cores; finished parts are kept in the output folder, so that an interrupted run goes on where it stopped.
+and as a yardstick a LoRA on all attention layers. All are trained in as many steps, on the same batches. Each is drawn with twice: acting
+on all rows of the batch, as A1111 does, and acting only on the rows that see the prompt (`uncond=0` in a tag), where classifier-free
+guidance strengthens the style as it strengthens the prompt.
+
+About 40 minutes on 2 CPU cores; finished parts are kept in the output folder, so that an interrupted run goes on where it stopped.
 """
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from classifier import COLORLESS, COLORS, SMALL, STYLES, Effort, Judge, prepare, shape_label, to_pixels
-from low_rank import train_low_rank
+from low_rank import LowRank, train_low_rank
 from PIL import Image
 from report import arguments, grid, kept, table, write_figures
 
-from hypernetworks.attention import attached
+from hypernetworks.attention import Strength, attached
 from hypernetworks.catalog import Catalog
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import MODEL, shapes
 from hypernetworks.embedded.make_pictures import contents, make_pictures
-from hypernetworks.host import Folders, GenerationRequest
+from hypernetworks.host import Folders, GenerationRequest, StepCallback
 from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.presets import preset
 from hypernetworks.progress_bar import show
@@ -38,6 +41,7 @@ from hypernetworks.trainer import HypernetworkTrainer
 
 LEARNED = ("striped", "dotted", "outlined", "sepia")
 BARE, PER_LAYER, PER_WIDTH, LOW_RANK = "none", "per layer", "per width", "LoRA rank 4"
+ALL_ROWS, PROMPT_ROWS = "all rows", "prompt rows"
 RANK = 4
 LOW_RANK_RATE = "3e-3"
 SAMPLING_STEPS, CFG_SCALE, SEED = 20, 5.0, 1000
@@ -76,6 +80,7 @@ class Bench:
         self.session = Session(Catalog(self.host.folders.networks))
         self.prompts = unseen_contents(size.prompts)
         self.judge, self.judge_accuracy = self._prepare_judge()
+        self._bare: list[Image.Image] | None = None
 
     def _prepare_judge(self) -> tuple[Judge, dict[str, Any]]:
         from diffusers import AutoencoderKL
@@ -87,12 +92,12 @@ class Bench:
         """Style accuracy on real renders after the autoencoder: no generator can do better."""
         return self.judge_accuracy["round trips"][style]["style"]
 
-    def measure(self, style: str, network: str) -> Scores:
-        """Trains `network` (or takes the bare model) on the style's pictures, draws the prompts, judges them. Kept."""
+    def measure(self, style: str, network: str) -> dict[str, Scores]:
+        """Trains `network` (or takes the bare model) on the style's pictures, draws the prompts, judges them: acting rows -> scores. Kept."""
         options = {} if network == BARE else self.options(style, network)
         settings = [options, asdict(self.size), SAMPLING_STEPS, CFG_SCALE, SEED, RANK, self.host.model.hash]
-        name = f"{style}-{network}".replace(" ", "-")
-        return Scores(**kept(self.out, name, settings, lambda: asdict(self._measure(style, network, options, name))))
+        measured = kept(self.out, f"{style}-{network}".replace(" ", "-"), settings, lambda: self._measure(style, network, options))
+        return {rows: Scores(**scores) for rows, scores in measured.items()}
 
     def options(self, style: str, network: str) -> dict[str, Any]:
         """The training's options: the project's preset for styles, but all pictures are trained on and nothing is watched."""
@@ -101,38 +106,52 @@ class Bench:
             return values | {"learning_rate": LOW_RANK_RATE}
         return values | {"per_layer": network == PER_LAYER}
 
-    def _measure(self, style: str, network: str, options: dict[str, Any], name: str) -> Scores:
+    def _measure(self, style: str, network: str, options: dict[str, Any]) -> dict[str, dict]:
         print(f"\n{style}, {network}", flush=True)
-        folder, started = self.out / "pictures" / style, time.monotonic()
+        started = time.monotonic()
+        draw = self.draw_bare if network == BARE else self._train(style, network, options)
+        seconds, found = time.monotonic() - started, {}
+        for rows in (ALL_ROWS,) if network == BARE else (ALL_ROWS, PROMPT_ROWS):
+            pictures = draw(rows)
+            grid(pictures, 12).save(self.out / f"{style}-{network}-{rows}.png".replace(" ", "-"))
+            found[rows] = asdict(self.score(pictures, style, seconds))
+        return found
+
+    def _train(self, style: str, network: str, options: dict[str, Any]) -> Callable[[str], list[Image.Image]]:
+        """A function from acting rows to pictures of the prompts, drawn with a network that was trained for it."""
+        folder = self.out / "pictures" / style
         make_pictures(folder, shapes.STYLES[style])
-        if network == BARE:
-            pictures, seconds = self.bare_pictures, 0.0
-        elif network == LOW_RANK:
+        if network == LOW_RANK:
             low_rank = train_low_rank(folder, self.host, read(TrainingConfig, options), RANK)
-            seconds = time.monotonic() - started
-            with attached(self.host.unet, [low_rank.edit()]):
-                pictures = self.draw([])
-        else:
-            trainer = HypernetworkTrainer(config=options)
-            show(trainer, trainer.run(folder, self.host, overwrite=True))
-            seconds = time.monotonic() - started
-            pictures = self.draw([ActiveNetwork(options["name"])])
-        grid(pictures, 12).save(self.out / f"{name}.png")
-        return self.score(pictures, style, seconds)
+            return lambda rows: self.draw_low_rank(low_rank, rows)
+        trainer = HypernetworkTrainer(config=options)
+        show(trainer, trainer.run(folder, self.host, overwrite=True))
+        return lambda rows: self.draw([ActiveNetwork(options["name"], uncond=rows == ALL_ROWS)])
 
-    @cached_property
-    def bare_pictures(self) -> list[Image.Image]:
-        """What the model draws without any network."""
-        return self.draw([])
-
-    def draw(self, active: Sequence[ActiveNetwork]) -> list[Image.Image]:
+    def draw(self, active: Sequence[ActiveNetwork], on_step: StepCallback | None = None) -> list[Image.Image]:
         """One picture per prompt, each with its own seed."""
         side = self.host.model.resolution
         requests = [
             GenerationRequest(content.caption(), steps=SAMPLING_STEPS, cfg_scale=CFG_SCALE, width=side, height=side, seed=SEED + number)
             for number, content in enumerate(self.prompts)
         ]
-        return [self.session.generate(self.host, request, active)[0] for request in requests]
+        return [self.session.generate(self.host, request, active, on_step)[0] for request in requests]
+
+    def draw_low_rank(self, low_rank: LowRank, rows: str) -> list[Image.Image]:
+        """The same with a LoRA."""
+        edit = low_rank.edit()
+
+        def choose_rows(step: int, steps: int) -> None:
+            edit.strength = Strength(torch.tensor([float(rows == ALL_ROWS or not negative) for negative in self.host.uncond_rows]))
+
+        with attached(self.host.unet, [edit]):
+            return self.draw([], choose_rows)
+
+    def draw_bare(self, rows: str = ALL_ROWS) -> list[Image.Image]:
+        """The same without a network; drawn once, since it is judged for every style."""
+        if self._bare is None:
+            self._bare = self.draw([])
+        return self._bare
 
     def score(self, pictures: Sequence[Image.Image], style: str, seconds: float) -> Scores:
         """What the judge says of pictures of the prompts that should be in this style."""
@@ -162,35 +181,36 @@ def unseen_contents(count: int) -> list[shapes.Content]:
     raise AssertionError("itertools.count does not end")
 
 
-Results = dict[str, dict[str, Scores]]  # style -> network -> scores
+Results = dict[str, dict[str, dict[str, Scores]]]  # style -> network -> acting rows -> scores
 
 
-def style_share(bench: Bench, results: Results, network: str) -> float:
+def style_share(bench: Bench, results: Results, network: str, rows: str = ALL_ROWS) -> float:
     """Mean style accuracy over the styles as a share of what the judge gives real pictures after the autoencoder."""
-    return mean(of[network].style / bench.ceiling(style) for style, of in results.items())
+    return mean(of[network][rows].style / bench.ceiling(style) for style, of in results.items())
 
 
-def content_drops(results: Results, network: str) -> tuple[float, float]:
+def content_drops(results: Results, network: str, rows: str) -> tuple[float, float]:
     """Percentage points of shape and of colour accuracy that the network loses against the bare model, means over the styles."""
-    shape = mean(of[BARE].shape - of[network].shape for of in results.values())
-    colors = [of[BARE].color - of[network].color for of in results.values() if of[BARE].color is not None]
-    return 100 * shape, 100 * mean(colors) if colors else 0.0
+    pairs = [(of[BARE][ALL_ROWS], of[network][rows]) for of in results.values()]
+    colors = [bare.color - with_it.color for bare, with_it in pairs if bare.color is not None]
+    return 100 * mean(bare.shape - with_it.shape for bare, with_it in pairs), 100 * mean(colors) if colors else 0.0
 
 
 def figures(bench: Bench, results: Results) -> dict[str, float]:
-    """The figures; those without a network's name are of the better kind of hypernetwork."""
-    found = {}
-    for network in (PER_LAYER, PER_WIDTH):
-        name, (shape, color) = network.replace(" ", "_"), content_drops(results, network)
-        found[f"style_accuracy_{name}"] = style_share(bench, results, network)
-        found[f"style_vs_oracle_lora_{name}"] = style_share(bench, results, network) / max(1e-9, style_share(bench, results, LOW_RANK))
+    """The figures; those without a network's name are of the better kind of hypernetwork, the LoRA's of its own better rows."""
+    oracle = max(style_share(bench, results, LOW_RANK, rows) for rows in (ALL_ROWS, PROMPT_ROWS))
+    found, shares = {}, {}
+    for network, rows in itertools.product((PER_LAYER, PER_WIDTH), (ALL_ROWS, PROMPT_ROWS)):
+        name, (shape, color) = f"{network}_{rows}".replace(" ", "_"), content_drops(results, network, rows)
+        shares[name] = found[f"style_accuracy_{name}"] = style_share(bench, results, network, rows)
+        found[f"style_vs_oracle_lora_{name}"] = shares[name] / max(1e-9, oracle)
         found[f"shape_drop_points_{name}"], found[f"color_drop_points_{name}"] = shape, color
         found[f"content_drop_points_{name}"] = max(shape, color)
-    best = max(("per_layer", "per_width"), key=lambda name: found[f"style_accuracy_{name}"])
+    best = max(shares, key=shares.get)
     goals = {name: found[f"{name}_{best}"] for name in ("style_accuracy", "style_vs_oracle_lora", "content_drop_points")}
     return goals | {
         "style_accuracy_without": style_share(bench, results, BARE),
-        "style_accuracy_lora": style_share(bench, results, LOW_RANK),
+        "style_accuracy_lora": oracle,
         "judge_accuracy": min(bench.judge_accuracy["renders"]["all"].values()),
     } | found
 
@@ -202,13 +222,14 @@ def report(bench: Bench, results: Results) -> str:
         for what, rows in bench.judge_accuracy.items() for style, row in rows.items()
     ]
     measured = [
-        (style, network, scores.style, scores.style / bench.ceiling(style), scores.shape, scores.color, round(scores.seconds))
-        for style, of in results.items() for network, scores in of.items()
+        (style, network, "-" if network == BARE else rows, it.style, it.style / bench.ceiling(style), it.shape, it.color, round(it.seconds))
+        for style, of in results.items() for network, by_rows in of.items() for rows, it in by_rows.items()
     ]
+    columns = ("style", "network", "acts on", "style accuracy", "share of ceiling", "shape", "colour", "seconds of training")
     return "\n".join([
         "The judge on held-out pictures:", "", table(("class", "pictures", "style", "shape", "colour"), judged), "",
         f"{bench.size.prompts} unseen prompts, {SAMPLING_STEPS} DDIM steps, CFG scale {CFG_SCALE:g}; {bench.size.steps} training steps:", "",
-        table(("style", "network", "style accuracy", "share of ceiling", "shape", "colour", "seconds of training"), measured), "",
+        table(columns, measured), "",
     ])
 
 

@@ -113,15 +113,19 @@ def network_widths(unet: nn.Module, target_layers: Sequence[str] = ("attn1", "at
 class Strength:
     """How strongly an edit acts: the product of `overall`, the projection's part and its block.
 
-    `overall` may be a tensor [rows] that gives every row of the batch its own strength.
+    `overall` may have one number for each row of the batch, as a tensor [rows] or a sequence.
     """
 
-    overall: float | Tensor = 1.0
+    overall: float | Tensor | Sequence[float] = 1.0
     k: float = 1.0
     v: float = 1.0
     input: float = 1.0
     middle: float = 1.0
     output: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.overall, Sequence):
+            object.__setattr__(self, "overall", torch.tensor(self.overall))
 
     def factor(self, part: str, block: str) -> float:
         """What `overall` is multiplied by at a projection."""

@@ -39,6 +39,12 @@ def outline(network: ResidualHypernetwork) -> dict[str, Any]:
     return {"widths": {str(key): width for key, width in network.widths.items()}, "structure": json.dumps(asdict(network.structure))}
 
 
+def acts_on_uncond(network: ResidualHypernetwork) -> bool:
+    """Whether the negative prompt's rows are to be changed too, unless a user says otherwise: always, but for a network whose file says that
+    it never saw an empty caption. Guidance then pulls towards the style instead of cancelling what both sides share of it."""
+    return network.metadata.get("uncond") != "no"
+
+
 def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, preview: Path | None) -> dict[str, str]:
     """Strings for the file's header: the base model, how it was trained, when, and a small picture."""
     metadata = {
@@ -51,6 +57,7 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         "weight_initialization": config.weight_initialization,
         "dataset_size": str(pictures),
         "settings": json.dumps(plain(config)),
+        "uncond": "yes" if config.caption_dropout > 0 else "no",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if preview is not None:

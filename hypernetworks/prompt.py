@@ -24,8 +24,8 @@ class ActiveNetwork:
     """A hypernetwork at work: its name in the catalog, how strongly it acts where, and when.
 
     The strength at a place is the product of `strength`, that of K or V and that of the block. `start` and `end` are shares of the
-    sampling steps, 0 to 1. Without `uncond`, rows that see the negative prompt are left alone. Raises `HypernetworkError` for
-    values that cannot be.
+    sampling steps, 0 to 1. `uncond` says whether rows that see the negative prompt are changed too; None: as the network's file
+    recommends. Raises `HypernetworkError` for values that cannot be.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ActiveNetwork:
     output: float = 1.0
     start: float = 0.0
     end: float = 1.0
-    uncond: bool = True
+    uncond: bool | None = None
 
     def __post_init__(self) -> None:
         for field in ("strength", "k", "v", "input", "middle", "output", "start", "end"):

@@ -13,9 +13,10 @@ from .attention import ResidualEdit, Strength, attached, find_projections
 from .catalog import Catalog
 from .errors import ModelUnfit
 from .host import GenerationRequest, Host, StepCallback
+from .networks import acts_on_uncond
 from .prompt import ActiveNetwork, extract
 from .residual import ResidualHypernetwork
-from .schedule import strength_at
+from .schedule import strength_at, strength_per_row
 
 
 class Applied:
@@ -30,15 +31,9 @@ class Applied:
         """Sets every strength for sampling step `step` (from 0) of `steps`; call it before each evaluation of the UNet."""
         for active, edit in self._edits:
             strength = active.strength * strength_at(active.start, active.end, step, steps)
-            edit.strength = Strength(
-                self._per_row(strength, active.uncond), active.k, active.v, active.input, active.middle, active.output
-            )
-
-    def _per_row(self, strength: float, uncond: bool) -> float | torch.Tensor:
-        """One number where all rows have the same strength, so that they can share what is evaluated."""
-        if uncond or strength == 0 or not any(rows := self._host.uncond_rows):
-            return strength
-        return torch.tensor([0.0 if negative else strength for negative in rows])
+            uncond = acts_on_uncond(edit.network) if active.uncond is None else active.uncond
+            rows = strength if uncond else strength_per_row(strength, self._host.uncond_rows)
+            edit.strength = Strength(rows, active.k, active.v, active.input, active.middle, active.output)
 
 
 class Session:

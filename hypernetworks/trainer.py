@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import ResidualEdit, attached
+from .attention import ResidualEdit, Strength, attached
 from .batches import Batch, Batches, left_out
 from .checkpoint import Row, RunFolder
 from .config import TrainingConfig, plain, read
@@ -28,7 +29,7 @@ from .losses import add_noise, denoising_loss, denoising_target, min_snr_weights
 from .networks import new_network, outline, training_metadata
 from .optimizers import make_optimizer
 from .plan import seed_for
-from .schedule import LearningRate
+from .schedule import LearningRate, strength_per_row
 
 AUTO_RATE = 0.128  # "auto" learning rate times a network's width: 1e-3 at width 128, 1.7e-4 at 768
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
@@ -70,12 +71,11 @@ class HypernetworkTrainer:
     def train(
         self, dataset: str | Path | Dataset | None = None, host: Host | None = None, *, resume: bool = False, overwrite: bool = False
     ) -> Path:
-        """Runs to the end and gives the path of the network's file."""
-        last = None
-        for last in self.run(dataset, host, resume=resume, overwrite=overwrite):
-            pass
-        assert last is not None and last.path is not None, "a run that was not cancelled ends with a file"
-        return last.path
+        """Runs to the end and gives the path of the network's file. Raises `TrainingFailed` where the run was cancelled."""
+        end = deque(self.run(dataset, host, resume=resume, overwrite=overwrite), maxlen=1).pop()
+        if end.path is None:
+            raise TrainingFailed(end.message)
+        return end.path
 
     def run(
         self, dataset: str | Path | Dataset | None = None, host: Host | None = None, *, resume: bool = False, overwrite: bool = False
@@ -268,12 +268,17 @@ class _Run:
                 prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed
             )
             with torch.no_grad():
-                picture = self.host.generate(request)[0]
+                picture = self.host.generate(request, self._before_preview_step)[0]
             paths.append(self.folder.preview_path(self.step, number))
             picture.save(paths[-1])
+        self.edit.strength = Strength()
         self.network.train()
         self.last_previews = tuple(paths)
         return Progress("preview", self.step, self.steps, message="\n".join(self.batches.preview_prompts()), pictures=self.last_previews)
+
+    def _before_preview_step(self, step: int, steps: int) -> None:
+        """A preview looks as the finished file will: its negative side is changed only if it was trained to be."""
+        self.edit.strength = Strength(1.0 if self.config.caption_dropout else strength_per_row(1.0, self.host.uncond_rows))
 
     def _checkpoint(self) -> Progress:
         """The network as a file, and all that is needed to go on from here."""

@@ -28,7 +28,7 @@ def small(decoder="basis", trained=False, **changes):
     if trained:
         generator = torch.manual_seed(7)
         for parameter in network.decoder.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
     return network
 
 

@@ -17,7 +17,7 @@ names = st.text(min_size=1, max_size=30).filter(lambda name: name == name.strip(
 def networks(draw):
     start, end = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
     strengths = [draw(st.sampled_from([1.0, 0.0, 0.8, -0.3]) | numbers) for _ in range(6)]
-    return ActiveNetwork(draw(names), *strengths, start=start, end=end, uncond=draw(st.booleans()))
+    return ActiveNetwork(draw(names), *strengths, start=start, end=end, uncond=draw(st.sampled_from([None, True, False])))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def networks(draw):
         ("<hypernet:oil:v=0.5:k=2>", ActiveNetwork("oil", k=2, v=0.5)),
         ("<hypernet:oil:in=0:mid=0.5:out=1e-1>", ActiveNetwork("oil", input=0, middle=0.5, output=0.1)),
         ("<hypernet:oil:0.7:start=0.2:END=0.6:uncond=0>", ActiveNetwork("oil", 0.7, start=0.2, end=0.6, uncond=False)),
-        ("< hypernet : oil : 2 : uncond = yes >", ActiveNetwork("oil", 2)),
+        ("< hypernet : oil : 2 : uncond = yes >", ActiveNetwork("oil", 2, uncond=True)),
         ("<hypernet:a=b:k=0>", ActiveNetwork("a=b", k=0)),
         ("<hypernet:стиль 水彩:0.5>", ActiveNetwork("стиль 水彩", 0.5)),
     ],

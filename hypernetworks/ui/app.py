@@ -60,7 +60,7 @@ def launch(host: Host, port: int = 7861, share: bool = False, open_browser: bool
     check_port(port)
     for folder in (host.folders.networks, host.folders.pictures):
         folder.mkdir(parents=True, exist_ok=True)
-    print(f"Loading the model {host.model.name} ...", flush=True)
+    print("Loading the model ...", flush=True)
     jobs = Jobs(host)
     demo = build(host, jobs)
     folders = [str(folder) for folder in (host.folders.networks, host.folders.data)]
@@ -80,11 +80,11 @@ def launch(host: Host, port: int = 7861, share: bool = False, open_browser: bool
 def check_port(port: int) -> None:
     """Raises `HypernetworkError` where the port is taken or cannot be had."""
     with socket.socket() as probe:
-        if os.name != "nt":
+        if os.name != "nt":  # where it would let two programs have one port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
+        except (OSError, OverflowError):  # taken or reserved; not a port at all
             raise HypernetworkError(
                 f"Port {port} is in use by another program or cannot be used: choose another one, for example --port {_free_port()}."
             ) from None

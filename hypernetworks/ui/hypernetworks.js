@@ -5,7 +5,7 @@
     if (window.hypernetworks) return;
 
     const EVERY = 1000; // milliseconds between looks at a run
-    const PATIENCE = 15000; // milliseconds until an answer that did not come is asked for again
+    const PATIENCE = 5000; // milliseconds until an answer that did not come is asked for again
     let asked = { tick: null, at: 0 };
 
     // gradio 3 may put the page into a shadow root
@@ -22,9 +22,8 @@
     /* A run goes on without the page: the first look finds it again, then one look a second follows it to its end. */
     function look() {
         const status = find("#hypernetworks_status [data-state]");
-        if (!status || document.hidden) return;
-        const waiting = asked.tick === status.dataset.tick && Date.now() - asked.at < PATIENCE;
-        if (!waiting && (asked.tick === null || status.dataset.state === "running")) ask(status);
+        if (!status || document.hidden || !["unknown", "running"].includes(status.dataset.state)) return;
+        if (asked.tick !== status.dataset.tick || Date.now() - asked.at > PATIENCE) ask(status);
     }
 
     /* Captions that differ from what the check showed, as {folder, captions: {file name: caption}}. */

@@ -14,7 +14,7 @@ MANY_LINES = ("caption_template", "preview_prompts", "description")
 class OptionsForm:
     """Builds inputs where it is told to, and reads all of them at once. `prefix` begins every element's id."""
 
-    def __init__(self, config: type, prefix: str = "hypernetworks_") -> None:
+    def __init__(self, config: type, prefix: str = "hypernetworks_option_") -> None:
         self.options, self.prefix = options(config), prefix
         self.inputs: dict[str, gr.components.Component] = {}
 

@@ -23,13 +23,22 @@ def state_of(job: Job | None) -> str:
 
 
 def status(job: Job | None) -> str:
-    """Bar, words, warnings and chart. The page's script reads `data-state`, and sees by `data-tick` that an answer has come."""
-    state = state_of(job)
+    """Bar, words, warnings and chart."""
     if job is None:
-        body = note("Nothing is being trained. Progress, a loss chart and previews will appear here, and go on when you close the page.", "hint")
-    else:
-        warnings = "".join(note(warning, "warning") for warning in job.warnings)
-        body = _heading(job, state) + _bar(job, state) + note(job.error or "") + warnings + _chart_of(job)
+        return nothing("idle")
+    state = state_of(job)
+    warnings = "".join(note(warning, "warning") for warning in job.warnings)
+    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + warnings + _chart_of(job))
+
+
+def nothing(state: str = "unknown") -> str:
+    """What is shown without a run, and by a new page that has not asked yet ("unknown")."""
+    text = "Nothing is being trained. Progress, a loss chart and previews will appear here, and training goes on when you close the page."
+    return _framed(state, note(text, "hint"))
+
+
+def _framed(state: str, body: str) -> str:
+    """The page's script reads `data-state`, and sees by `data-tick` that an answer has come."""
     return f'<div class="hypernetworks-status" data-state="{state}" data-tick="{time.monotonic_ns()}">{body}</div>'
 
 

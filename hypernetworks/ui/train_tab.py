@@ -71,7 +71,7 @@ class TrainTab:
             self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
 
     def _build_results(self) -> None:
-        self.status = gr.HTML(progress.status(None), elem_id="hypernetworks_status")
+        self.status = gr.HTML(progress.nothing(), elem_id="hypernetworks_status")
         self.card = gr.HTML(elem_id="hypernetworks_card", elem_classes=["hypernetworks-notes"])
         with gr.Row(visible=False, elem_id="hypernetworks_result") as self.result:
             self.try_button = gr.Button("Try it", variant="primary", min_width=120, elem_id="hypernetworks_try")
@@ -204,8 +204,11 @@ class TrainTab:
         path = None if job is None or running else job.path
         if path is None or not path.exists():
             return ["", gr.update(visible=False), gr.update(), gr.update(visible=False), "", gr.update()]
-        can_be_pt = not describe(path).per_layer
-        return [card(path), gr.update(visible=True), gr.update(visible=can_be_pt), gr.update(visible=True, value=[str(path)]), "", path.stem]
+        try:
+            can_be_pt, about = not describe(path).per_layer, card(path)
+        except HypernetworkError as error:  # somebody has changed the file since
+            return [note(str(error)), gr.update(visible=False), gr.update(), gr.update(visible=False), "", gr.update()]
+        return [about, gr.update(visible=True), gr.update(visible=can_be_pt), gr.update(visible=True, value=[str(path)]), "", path.stem]
 
     def make_pt(self) -> list[Any]:
         """Adds the network as A1111's `.pt` to the downloads, or says why there is none."""
