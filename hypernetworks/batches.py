@@ -44,7 +44,7 @@ class Batches:
             config.caption_template, config.name, config.shared_caption, config.shuffle_tags, config.tag_dropout, config.caption_dropout
         )
         self.latents = LatentStore(host.folders.data / "latents", host, config.resolution, config.bucket_step)
-        self.texts = CaptionStore(host)
+        self.texts = CaptionStore(host, host.folders.data / "captions")
 
     def prepare(self) -> Iterator[tuple[int, int, str]]:
         """Encodes pictures and fixed captions; yields (done, total, what). Unreadable pictures are left out and named in `warnings`."""

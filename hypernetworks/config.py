@@ -130,10 +130,12 @@ class TrainingConfig:
         "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "
         "textures.", choices=("attn1", "attn2"), group="Network")
     layer_structure: tuple[float, ...] = option(
-        (1.0, 2.0, 1.0), "Layer structure", "Widths of the network's layers as multiples of the input's width; the first and the last are 1.",
+        (1.0, 0.25, 1.0), "Layer structure",
+        "Widths of the network's layers as multiples of the input's width; the first and the last are 1. A narrow middle learns from few "
+        "pictures without learning them by heart.",
         minimum=0.001, maximum=64, group="Network")
     activation: str = option(
-        "swish", "Activation", "The function between the layers; linear, relu, swish or any other that A1111 knows.", group="Network")
+        "linear", "Activation", "The function between the layers: linear (none), relu, swish or any other that A1111 knows.", group="Network")
     weight_initialization: str = option(
         "zero", "Initial weights", "zero: the last layer starts at zero, so that the untrained network changes nothing. The others are A1111's.",
         choices=("zero", *NORMAL_INITIALIZATIONS), group="Network", advanced=True)
@@ -156,7 +158,9 @@ class TrainingConfig:
     shuffle_tags: bool = option(False, "Shuffle tags", "Put the comma-separated parts of a caption into a new order each time.", group="Pictures", advanced=True)
     tag_dropout: float = option(0.0, "Drop tags", "Share of the comma-separated parts that are left out each time.", minimum=0, maximum=1, group="Pictures", advanced=True)
     caption_dropout: float = option(
-        0.1, "Drop captions", "Share of samples trained with an empty caption: the negative prompt's rows are changed by the network too.",
+        0.1, "Drop captions",
+        "Share of samples trained with an empty caption, since the negative prompt's rows are changed by the network too. With 0 the file "
+        "asks to leave these rows alone, and guidance then strengthens the style.",
         minimum=0, maximum=1, group="Pictures", advanced=True)
     resolution: int = option(0, "Resolution", "Side in pixels of a square picture; others get about as many pixels. 0: the model's own.", minimum=0, maximum=4096, group="Pictures")
     bucket_step: int = option(64, "Bucket step", "Widths and heights are multiples of this many pixels.", minimum=8, maximum=512, group="Pictures", advanced=True)

@@ -17,7 +17,10 @@ class Preset:
 
 
 PRESETS = {
-    "Style": Preset("A manner of drawing or painting, from 10 to 100 pictures of different things in that manner."),
+    "Style": Preset(
+        "A manner of drawing or painting, from 10 to 100 pictures of different things in that manner.",
+        {"caption_dropout": 0.0, "max_steps": 800},
+    ),
     "Subject": Preset(
         "One person, animal or thing, from 5 to 30 pictures of it in different places.",
         {"target_layers": ("attn2",), "caption_template": "a picture of [name], [filewords]", "caption_dropout": 0.05},

@@ -31,7 +31,7 @@ from .optimizers import make_optimizer
 from .plan import seed_for
 from .schedule import LearningRate, strength_per_row
 
-AUTO_RATE = 0.128  # "auto" learning rate times a network's width: 1e-3 at width 128, 1.7e-4 at 768
+AUTO_RATE = 0.384  # "auto" learning rate times a network's width: 3e-3 at width 128, 5e-4 at 768
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
 

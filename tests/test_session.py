@@ -134,6 +134,18 @@ def test_without_uncond_only_the_rows_of_the_prompt_are_changed(host, session):
     assert not torch.allclose(none[1], both[1], atol=1e-3) and not torch.allclose(none[0], both[0], atol=1e-3)
 
 
+def test_a_file_may_ask_to_leave_the_negative_rows_alone_and_the_user_may_overrule_it(host, session):
+    network = session.catalog.load("oil")
+    expected = {said: pixels(session.generate(host, STAR, [ActiveNetwork("oil", uncond=said)])) for said in (True, False)}
+    assert pixels(session.generate(host, STAR, [ActiveNetwork("oil")])) == expected[True]
+    network.metadata["uncond"] = "no"
+    try:
+        assert pixels(session.generate(host, STAR, [ActiveNetwork("oil")])) == expected[False]
+        assert pixels(session.generate(host, STAR, [ActiveNetwork("oil", uncond=True)])) == expected[True]
+    finally:
+        del network.metadata["uncond"]
+
+
 def test_without_guidance_there_is_no_row_to_leave_alone(host, session):
     import dataclasses
 

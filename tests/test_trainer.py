@@ -244,7 +244,7 @@ def test_the_automatic_rate_is_scaled_by_width(host):
     one = trainer(max_steps=1, rate_schedule="constant")
     found = events(one, host)
     rate = next(event.rate for event in found if event.kind == "step")
-    assert rate * 48 == pytest.approx(0.128)
+    assert rate * 48 == pytest.approx(0.384)
     assert one.hypernetwork.keys == (48, 96, 128)
 
 
