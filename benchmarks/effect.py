@@ -54,7 +54,7 @@ class Size:
 
     styles: tuple[str, ...] = LEARNED
     prompts: int = 48
-    steps: int = 1000
+    steps: int = 800
     judge: Effort = Effort()
 
 

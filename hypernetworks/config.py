@@ -175,7 +175,8 @@ class TrainingConfig:
     gradient_accumulation: int = option(1, "Gradient accumulation", "Batches per step: a larger effective batch without more memory.", minimum=1, maximum=1024, group="Training", advanced=True)
     learning_rate: str = option(
         "auto", "Learning rate",
-        "auto fits the rate to each layer's width. A number such as 1e-4, or rates until steps as in A1111: 5e-4:200, 1e-4:1000, 1e-5.", group="Training")
+        "auto fits the rate to each layer's width, auto*0.5 is half of that. Or a number such as 1e-4, or rates until steps as in A1111: "
+        "5e-4:200, 1e-4:1000, 1e-5.", group="Training")
     rate_schedule: str = option("cosine", "Rate over time", "How a single rate changes until the last step.", choices=("constant", "linear", "cosine"), group="Training")
     warmup_steps: int = option(20, "Warm-up steps", "The rate rises from zero over this many steps.", minimum=0, maximum=1_000_000, group="Training", advanced=True)
     optimizer: str = option("AdamW", "Optimizer", "Any class of torch.optim.", group="Training", advanced=True)

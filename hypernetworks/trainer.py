@@ -372,13 +372,20 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _learning_rate(config: TrainingConfig) -> LearningRate:
+    """The asked rate; after "auto" come multiples of it, as in auto*0.5."""
     text = config.learning_rate.strip().lower()
-    return LearningRate.parse("1" if text == "auto" else config.learning_rate, config.rate_schedule, config.warmup_steps)
+    if _is_auto(text):
+        text = text.removeprefix("auto").strip().removeprefix("*") or "1"
+    return LearningRate.parse(text, config.rate_schedule, config.warmup_steps)
+
+
+def _is_auto(learning_rate: str) -> bool:
+    return learning_rate.strip().lower().startswith("auto")
 
 
 def _groups(network: nn.Module, learning_rate: str) -> list[dict[str, Any]]:
     """One parameter group per pair. With the rate "auto" a group's rate is `AUTO_RATE` over its width, else all have the same."""
-    auto = learning_rate.strip().lower() == "auto"
+    auto = _is_auto(learning_rate)
     return [
         {
             "params": [parameter for f in network.pair(key) for parameter in f.parameters()],

@@ -78,7 +78,7 @@ def test_the_host_is_held_for_the_whole_run_and_free_afterwards():
     host, gate = OneJobHost(), threading.Event()
     _, job = run(event("step", 1, 2, loss=0.5), gate, host=host)
     while job.last is None:
-        assert job.running
+        assert not job.wait(0.01)
     with pytest.raises(HostBusy), host.exclusive():
         pass
     gate.set()

@@ -240,11 +240,12 @@ def test_epochs_end_a_run(host):
     assert found[-1].step == 2
 
 
-def test_the_automatic_rate_is_scaled_by_width(host):
-    one = trainer(max_steps=1, rate_schedule="constant")
+@pytest.mark.parametrize("text, multiple", [("auto", 1), ("auto*0.5", 0.5), ("Auto * 2:1, 1", 2)])
+def test_the_automatic_rate_is_scaled_by_width(host, text, multiple):
+    one = trainer(max_steps=1, rate_schedule="constant", learning_rate=text)
     found = events(one, host)
     rate = next(event.rate for event in found if event.kind == "step")
-    assert rate * 48 == pytest.approx(0.384)
+    assert rate * 48 == pytest.approx(0.384 * multiple)
     assert one.hypernetwork.keys == (48, 96, 128)
 
 

@@ -1,0 +1,556 @@
+"""The page without a browser: what its parts show and what its buttons do, with a stand-in for the host."""
+import json
+import re
+import socket
+import threading
+import xml.etree.ElementTree as ElementTree
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+
+from hypernetworks.catalog import Catalog
+from hypernetworks.config import TrainingConfig, options, read
+from hypernetworks.dataset import read_folder
+from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError
+from hypernetworks.files import load, save
+from hypernetworks.host import Folders, ModelFacts
+from hypernetworks.jobs import Jobs
+from hypernetworks.presets import PRESETS, preset
+from hypernetworks.prompt import ActiveNetwork, extract
+from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
+from hypernetworks.ui import app, dataset_check, markup, progress, result
+
+ROOT = Path(__file__).parent.parent
+
+
+class Host:
+    """A model that draws grey pictures, and is busy when told so."""
+
+    model = ModelFacts("small", "0123456789", "sd1", "epsilon", 128)
+
+    def __init__(self, folder):
+        self.folders = Folders.below(folder)
+        self.folders.networks.mkdir(parents=True)
+        self.busy, self.requests = False, []
+
+    @contextmanager
+    def exclusive(self):
+        if self.busy:
+            raise HostBusy("The model is busy with another job.")
+        yield
+
+    def generate(self, request, on_step=None):
+        self.requests.append(request)
+        return [Image.new("RGB", (request.width, request.height), "grey")]
+
+
+class Trainer:
+    """Waits for `gate`, then ends as told."""
+
+    def __init__(self, events=()):
+        self.events, self.gate, self.runs, self.config = events, threading.Event(), [], None
+
+    def __call__(self, config):
+        self.config = config
+        return self
+
+    def run(self, host, resume, overwrite):
+        self.runs.append({"resume": resume, "overwrite": overwrite})
+        yield from self.events
+        assert self.gate.wait(10)
+
+    def stop(self):
+        self.gate.set()
+
+    cancel = stop
+
+
+def event(kind, step=0, steps=0, message="", loss=None, validation_loss=None, pictures=(), path=None, rate=None, seconds_left=None):
+    return SimpleNamespace(**locals())
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def trainer():
+    return Trainer()
+
+
+@pytest.fixture
+def page(host, trainer, monkeypatch):
+    """The tabs of the standalone page, as `app.build` makes them."""
+    made = {}
+    for kind in (app.TrainTab, app.GenerateTab):
+
+        def keep(*arguments, kind=kind):
+            made[kind.__name__] = kind(*arguments)
+            return made[kind.__name__]
+
+        monkeypatch.setattr(app, kind.__name__, keep)
+    jobs = Jobs(host, trainer)
+    demo = app.build(host, jobs)
+    yield SimpleNamespace(demo=demo, jobs=jobs, train=made["TrainTab"], generate=made["GenerateTab"])
+    trainer.gate.set()
+    if jobs.current:
+        jobs.current.wait(10)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    for name, size in (("a robin", (64, 64)), ("two crows", (200, 100)), ("IMG_0001", (100, 200))):
+        Image.new("RGB", size, "red").save(folder / f"{name}.png")
+    return folder
+
+
+def network(per_layer=False):
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    return ResidualHypernetwork({layer if per_layer else 8: 8}, ResidualStructure(), initialization="Normal", seed=1)
+
+
+def raw(train, **values):
+    """What the page sends: every input's first value, but for `values`."""
+    return [values.get(name, component.value) for name, component in train.form.inputs.items()]
+
+
+def text(html):
+    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", html)).strip()
+
+
+# --- the whole page
+
+
+def test_every_option_has_one_input_and_the_untouched_page_means_the_defaults(page):
+    form = page.train.form
+    assert set(form.inputs) == set(options(TrainingConfig))
+    assert read(TrainingConfig, form.values(raw(page.train))) == TrainingConfig()
+
+
+def test_element_ids_are_our_own_and_unique(page):
+    ids = [block.elem_id for block in page.demo.blocks.values() if block.elem_id]
+    assert len(ids) == len(set(ids)) > 80
+    assert all(elem_id.startswith("hypernetworks_") for elem_id in ids)
+
+
+def test_the_page_asks_the_internet_for_nothing(page):
+    theme = str(page.demo.theme._font_css if hasattr(page.demo.theme, "_font_css") else "")
+    assert "http" not in theme
+    for file in (app.STYLE, app.SCRIPT):
+        assert "http" not in file.read_text(encoding="utf-8")
+
+
+def test_web_uis_find_style_and_script_at_the_top(page):
+    style = re.search(r'@import url\("(.+?)"\)', (ROOT / "style.css").read_text())[1]
+    script = re.search(r"`(\.\./.+?\.js)", (ROOT / "javascript" / "hypernetworks.js").read_text())[1]
+    assert (ROOT / style).samefile(app.STYLE)
+    assert (ROOT / "javascript" / script).samefile(app.SCRIPT)
+
+
+def test_a_port_in_use_is_told_in_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(HypernetworkError, match=f"Port {port} is in use"):
+            app.check_port(port)
+    with pytest.raises(HypernetworkError, match="Port 99999 "):
+        app.check_port(99999)
+
+
+def test_a_free_port_is_taken():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    app.check_port(port)
+
+
+# --- presets
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_its_options_and_puts_the_others_back(page, name):
+    shown = dict(zip(page.train._preset_names(), page.train.choose_preset(name)[1:], strict=True))
+    values = page.train.form.values(raw(page.train, **{"max_steps": 7, "layer_norm": True} | shown))
+    assert read(TrainingConfig, values) == read(TrainingConfig, preset(name))
+
+
+def test_a_preset_is_found_in_any_case_and_a_wrong_name_gets_a_hint():
+    assert preset("a1111-compatible")["per_layer"] is False
+    with pytest.raises(ConfigError, match="'Style'"):
+        preset("styles")
+
+
+# --- pictures
+
+
+def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures):
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    html, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "")
+    words = text(html)
+    assert "3 pictures , 1 without a caption." in words
+    assert html.count("<figure>") == 3 and "a robin</textarea>" in html
+    assert "IMG_0001.png" in words and "1 file is left out: broken.png" in words
+    assert "128 × 128 1" in words and words.count("× 96 1") + words.count("96 × ") == 2
+    assert name == "birds"
+
+
+def test_the_check_keeps_a_name_that_was_given(page, pictures):
+    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "mine")[2], str)
+
+
+@pytest.mark.parametrize(
+    ("folder", "sentence"), [("", "Give a folder of pictures"), ("/nowhere/at all", "There is no folder /nowhere/at all.")]
+)
+def test_a_wrong_folder_is_one_sentence(page, folder, sentence):
+    html = page.train.pictures.check(folder, "", 0, 64, "")[0]
+    assert sentence in text(html) and 'role="alert"' in html
+
+
+def test_a_wrong_option_is_one_sentence(page, pictures):
+    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "")[0]
+
+
+def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
+    Image.new("RGB", (64, 64)).save(pictures / "x<b>&'.png")
+    (pictures / "x<b>&'.txt").write_text("</textarea><script>alert(1)</script>")
+    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "")[0]
+    assert not re.search("<(script|b|i)>", html)
+    tree = ElementTree.fromstring(re.sub(r"<img([^>]*)>", r"<img\1/>", html))
+    assert "</textarea><script>alert(1)</script>" in [field.text for field in tree.iter("textarea")]
+
+
+def test_edited_captions_go_into_text_files_beside_the_pictures(page, pictures):
+    (pictures / "two crows.TXT").write_text("crows")
+    edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": " a wren \n", "two crows.png": "three crows"}})
+    html = page.train.pictures.save(edits, str(pictures), "", 0, 64)
+    assert "2 captions saved." in html
+    assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren\n"
+    assert [picture.caption for picture in read_folder(pictures).pictures] == ["a wren", "a robin", "three crows"]
+
+
+def test_captions_are_only_written_for_pictures_of_the_folder(pictures):
+    dataset = read_folder(pictures)
+    names = ["../outside.png", "/etc/passwd", "nothing.png", "a robin.png/../../x.png"]
+    assert dataset_check.save_captions(dataset, dict.fromkeys(names, "words")) == []
+    assert not list(pictures.parent.glob("*.txt"))
+
+
+@given(st.one_of(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["folder", "captions", "x"]), inner)).map(json.dumps)))  # fmt: skip
+def test_whatever_the_page_sends_as_edits_is_read_or_left_alone(sent):
+    edits = dataset_check.read_edits(sent)
+    assert edits is None or (isinstance(edits[0], Path) and all(isinstance(part, str) for pair in edits[1].items() for part in pair))
+
+
+def test_dropped_pictures_get_a_folder_of_their_own(page, host, pictures):
+    files = sorted(pictures.glob("*.png"))
+    first, _ = page.train.pictures.drop([str(file) for file in files])
+    second, _ = page.train.pictures.drop([SimpleNamespace(name=str(file)) for file in files])  # as gradio 3 gives them
+    assert Path(first).parent == Path(second).parent == host.folders.pictures and first != second
+    assert len(read_folder(first).pictures) == len(read_folder(second).pictures) == 3
+
+
+def test_dropping_nothing_of_use_is_one_sentence(page, tmp_path):
+    (tmp_path / "notes.doc").write_text("words")
+    _, words = page.train.pictures.drop([str(tmp_path / "notes.doc")])
+    assert 'role="alert"' in words and "notes.doc" in words
+
+
+# --- starting, watching, ending
+
+
+def test_training_starts_with_what_the_page_says(page, trainer, pictures):
+    note, _ = page.train.train("", *raw(page.train, name=" birds ", dataset=str(pictures), max_steps=30, learning_rate="1e-4"))
+    assert note == "" and page.jobs.current.running
+    assert trainer.config == read(
+        TrainingConfig, {"name": "birds", "dataset": str(pictures), "max_steps": 30, "learning_rate": "1e-4"}
+    )
+    assert trainer.runs == [{"resume": False, "overwrite": False}]
+
+
+def test_edited_captions_are_saved_before_training(page, pictures):
+    edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": "a wren"}})
+    page.train.train(edits, *raw(page.train, name="birds", dataset=str(pictures)))
+    assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"name": "birds"}, "Choose the pictures first"),
+        ({"dataset": "x"}, "needs a name"),
+        ({"dataset": "x", "name": "a/b"}, "cannot be used"),
+        ({"dataset": "x", "name": "birds", "max_steps": 0}, "Steps (max_steps) cannot be 0"),
+        ({"dataset": "x", "name": "birds", "layer_structure": "1, two, 1"}, "Layer structure"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_starts_nothing(page, values, sentence):
+    note, _ = page.train.train("", *raw(page.train, **values))
+    assert sentence in text(note) and page.jobs.current is None
+
+
+def test_an_existing_name_is_asked_about_and_nothing_starts(page, host):
+    save(network(), host.folders.networks / "birds.safetensors")
+    before = (host.folders.networks / "birds.safetensors").read_bytes()
+    note, row = page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    assert "birds exists already" in note and row["visible"]
+    assert page.jobs.current is None
+    assert (host.folders.networks / "birds.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("button", "how"), [("go_on", {"resume": True, "overwrite": False}), ("replace", {"resume": False, "overwrite": True})])
+def test_an_existing_name_can_be_continued_or_replaced(page, host, trainer, button, how):
+    save(network(), host.folders.networks / "birds.safetensors")
+    note, row = getattr(page.train, button)("", *raw(page.train, name="birds", dataset="x"))
+    assert note == "" and not row["visible"]
+    assert trainer.runs == [how]
+
+
+def test_a_run_that_was_left_is_asked_about(page, host):
+    (host.folders.runs / "birds").mkdir(parents=True)
+    (host.folders.runs / "birds" / "state.pt").touch()
+    note, row = page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    assert "was left before its end" in note and row["visible"] and page.jobs.current is None
+
+
+def test_continuing_a_run_that_did_all_its_steps_says_what_to_change(page, host):
+    done = network()
+    done.step = 40
+    save(done, host.folders.networks / "birds.safetensors")
+    (host.folders.runs / "birds").mkdir(parents=True)
+    (host.folders.runs / "birds" / "state.pt").touch()
+    note, _ = page.train.go_on("", *raw(page.train, name="birds", dataset="x", max_steps=40))
+    assert "has done its 40 steps" in note and "80" in note and page.jobs.current is None
+
+
+def named(page, values):
+    return dict(zip([component.elem_id for component in page.train._polled], values, strict=True))
+
+
+def test_a_page_without_a_run_says_so(page):
+    shown = named(page, page.train.poll("x"))
+    assert 'data-state="idle"' in shown["hypernetworks_status"]
+    assert shown["hypernetworks_train"]["interactive"] and not shown["hypernetworks_stop"]["interactive"]
+
+
+def test_a_new_page_shows_the_run_and_is_sent_previews_once(page, trainer, tmp_path):
+    picture = tmp_path / "preview.png"
+    Image.new("RGB", (16, 16), "blue").save(picture)
+    trainer.events = [
+        event("preview", 0, 30, "a robin", pictures=(picture,)),
+        event("step", 12, 30, loss=0.1234, rate=1e-3, seconds_left=200.0),
+        event("preview", 12, 30, "a robin", pictures=(picture,)),
+    ]
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    while len(page.jobs.current.previews) < 2:
+        assert not page.jobs.current.wait(0.01)
+    shown = named(page, page.train.poll(""))
+    words = text(shown["hypernetworks_status"])
+    assert 'data-state="running"' in shown["hypernetworks_status"] and 'aria-valuenow="40"' in shown["hypernetworks_status"]
+    assert "Training birds" in words and "Step 12 of 30 · about 3 minutes left · loss 0.1234 · learning rate 0.001" in words
+    assert [caption for _, caption in shown["hypernetworks_previews"]["value"]] == ["step 12: a robin", "step 0: a robin"]
+    assert not shown["hypernetworks_train"]["interactive"] and shown["hypernetworks_stop"]["interactive"]
+    again = named(page, page.train.poll(shown["hypernetworks_seen"]))
+    assert again["hypernetworks_status"] and "value" not in again["hypernetworks_previews"]
+
+
+def test_at_the_end_the_card_tells_of_the_file_and_the_dropdown_has_it(page, host, trainer):
+    path = host.folders.networks / "birds.safetensors"
+    trainer.events = [event("step", 30, 30, loss=0.1), event("finished", 30, 30, path=path)]
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    save(network(), path)
+    trainer.gate.set()
+    page.jobs.current.wait(10)
+    shown = named(page, page.train.poll(""))
+    assert 'data-state="finished"' in shown["hypernetworks_status"]
+    assert str(path) in shown["hypernetworks_card"] and "&lt;hypernet:birds&gt;" in shown["hypernetworks_card"]
+    assert shown["hypernetworks_result"]["visible"] and shown["hypernetworks_downloads"]["value"] == [str(path)]
+    rows = page.generate.rows
+    selected = rows.select(shown["hypernetworks_trained_name"], "None", "None", "None", "None")
+    assert selected[0]["value"] == "birds" and "birds" in selected[0]["choices"] and selected[1]["value"] == "None"
+
+
+def test_an_error_of_a_run_stands_in_the_status_without_a_trace(page, trainer):
+    trainer.gate = SimpleNamespace(wait=lambda seconds: (_ for _ in ()).throw(HostBusy("The <model> is busy.")), set=lambda: None)
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.jobs.current.wait(10)
+    html = page.train.poll("")[0]
+    assert 'data-state="failed"' in html and "The &lt;model&gt; is busy." in html and "Traceback" not in html
+
+
+def test_cancel_asks_first(page):
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.train.cancel(False)
+    assert page.jobs.current.running
+    page.train.cancel(True)
+    assert page.jobs.current.wait(10)
+
+
+# --- words and drawings
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 second"), (40, "40 seconds"), (200, "3 minutes"), (3600, "1 hour"), (7500, "2 hours 5 minutes"), (3599, "1 hour")],
+)
+def test_time_is_said_in_words(seconds, words):
+    assert markup.duration(seconds) == words
+
+
+def test_the_chart_is_an_svg_with_all_three_lines_and_labels():
+    losses = [(step, 1 / step) for step in range(1, 31)]
+    svg = ElementTree.fromstring(progress.chart(losses, [(0, 0.9), (30, 0.2)], 60))
+    lines = {line.get("class"): line.get("points").split() for line in svg.iter("polyline")}
+    assert {kind: len(points) for kind, points in lines.items()} == {
+        "hypernetworks-loss": 30, "hypernetworks-mean": 30, "hypernetworks-validation": 2,
+    }  # fmt: skip
+    words = "".join(svg.itertext())
+    assert "step" in words and "loss" in words and "Held-out pictures" in words
+    last_x = float(lines["hypernetworks-loss"][-1].split(",")[0])
+    middle = progress.LEFT + (progress.WIDTH - progress.LEFT - progress.RIGHT) / 2
+    assert last_x == pytest.approx(middle, abs=0.1)  # step 30 of 60
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60), st.lists(st.floats(-1e6, 1e6), max_size=5))
+def test_every_point_of_a_chart_lies_within_it(losses, validation):
+    svg = ElementTree.fromstring(progress.chart(list(enumerate(losses)), list(enumerate(validation))))
+    for line in svg.iter("polyline"):
+        for point in line.get("points").split():
+            x, y = map(float, point.split(","))
+            assert progress.LEFT - 0.1 <= x <= progress.WIDTH - progress.RIGHT + 0.1
+            assert progress.TOP - 0.1 <= y <= progress.HEIGHT - progress.BOTTOM + 0.1
+
+
+def test_the_running_mean_is_the_mean_of_the_last_tenth():
+    points = [(step, float(step % 7)) for step in range(50)]
+    smooth = progress.running_mean(points)
+    for index in (0, 3, 30, 49):
+        window = [y for _, y in points[max(0, index - 4) : index + 1]]
+        assert smooth[index] == (index, pytest.approx(sum(window) / len(window)))
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
+def test_ticks_are_evenly_spaced_within_the_range(low, span, count):
+    high = low + span
+    ticks = progress.ticks(low, high, count)
+    assert len(ticks) <= count + 2
+    assert all(low - 1e-6 * abs(low) - 1e-9 <= tick <= high + 1e-6 * abs(high) + 1e-9 for tick in ticks)
+
+
+# --- the file
+
+
+def test_a_network_per_width_becomes_a_pt_with_the_same_weights(tmp_path):
+    path = save(network(), tmp_path / "birds.safetensors")
+    pt = result.write_pt(path, tmp_path / "downloads")
+    assert pt.name == "birds.pt"
+    before, after = load(path), load(pt)
+    for part in (0, 1):
+        for mine, theirs in zip(before.pair(8)[part].parameters(), after.pair(8)[part].parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_network_per_layer_is_no_pt_and_the_card_says_so(tmp_path):
+    path = save(network(per_layer=True), tmp_path / "birds.safetensors")
+    with pytest.raises(ConfigError, match="One pair per layer"):
+        result.write_pt(path, tmp_path)
+    assert "One pair per layer" in result.card(path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+# --- generating
+
+
+class Session:
+    """Notes what is active while a picture is drawn."""
+
+    def __init__(self, catalog):
+        self.catalog, self.active = catalog, []
+
+    @contextmanager
+    def applied(self, host, active):
+        self.active.append(list(active))
+        yield SimpleNamespace(at_step=lambda step, steps: None, notes=["A width is left unused."] if active else [])
+
+
+@pytest.fixture
+def tab(page, host):
+    page.generate.session = Session(Catalog(host.folders.networks))
+    return page.generate
+
+
+NO_ROWS = ["None", 1, 0, 1] * 4
+
+
+def generate(tab, prompt="a star", rows=NO_ROWS, seed=5, width=128, compare=True):
+    return tab.generate(prompt, "", 4, 3, width, 128, seed, compare, *rows, progress=lambda *_, **__: None)
+
+
+def test_rows_with_a_name_are_active_in_their_order(tab):
+    rows = ["birds", 0.5, 0, 1, "None", 1, 0, 1, "", 1, 0, 1, "stars", -1, 0.2, 0.8]
+    assert tab.rows.active(rows) == [ActiveNetwork("birds", 0.5), ActiveNetwork("stars", -1.0, start=0.2, end=0.8)]
+    assert extract(tab.rows.write_tags(*rows))[1] == tab.rows.active(rows)
+    assert tab.rows.write_tags(*NO_ROWS) == ""
+
+
+def test_a_picture_is_drawn_beside_the_same_seed_without(tab, host):
+    words, picture, plain = generate(tab, "a star <hypernet:stars:0.5>", ["birds", 0.8, 0, 1, *NO_ROWS[4:]])
+    assert tab.session.active == [[ActiveNetwork("birds", 0.8), ActiveNetwork("stars", 0.5)], []]
+    assert [request.prompt for request in host.requests] == ["a star ", "a star "] and host.requests[0] == host.requests[1]
+    assert picture.size == plain.size == (128, 128)
+    assert "Seed 5." in words and "A width is left unused." in words
+
+
+def test_without_networks_one_picture_is_enough(tab, host):
+    assert generate(tab)[2] is None
+    assert generate(tab, rows=["birds", 1, 0, 1, *NO_ROWS[4:]], compare=False)[2] is None
+    assert len(host.requests) == 2
+
+
+def test_a_seed_of_minus_one_is_another_one_each_time_and_is_told(tab, host):
+    words = [generate(tab, seed=-1)[0] for _ in range(2)]
+    assert host.requests[0].seed != host.requests[1].seed
+    assert all(f"Seed {request.seed}." in said for request, said in zip(host.requests, words, strict=True))
+
+
+def test_a_size_is_cut_to_whole_latent_cells(tab, host):
+    generate(tab, width=133)
+    assert (host.requests[0].width, host.requests[0].height) == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"prompt": "<hypernet:stars:much>"}, "cannot be read"),
+        ({"rows": ["birds", 1, 0.9, 0.1, *NO_ROWS[4:]]}, "the start first"),
+        ({"seed": 2**40}, "The seed can be at most"),
+        ({"width": None}, "at least 8 pixels"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(tab, host, arguments, sentence):
+    words, picture, plain = generate(tab, **arguments)
+    assert sentence in text(words) and picture is None and plain is None and host.requests == []
+
+
+def test_a_busy_model_is_one_sentence(tab, host):
+    host.busy = True
+    assert "The model is busy" in generate(tab)[0]
+
+
+def test_refreshing_finds_new_files_and_forgets_lost_ones(tab, host):
+    rows = tab.rows
+    rows.catalog.refresh()
+    save(network(), host.folders.networks / "new.safetensors")
+    first, second, *_ = rows.refresh("new", "gone", "None", "None")
+    assert first["choices"] == ["None", "new"] and first["value"] == "new" and second["value"] == "None"
