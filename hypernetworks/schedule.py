@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 
+AUTO = "auto"
+
+
+def is_auto(learning_rate: str) -> bool:
+    """Whether the text asks for (multiples of) the automatic rate."""
+    return learning_rate.strip().lower().startswith(AUTO)
+
 
 @dataclass(frozen=True)
 class LearningRate:
@@ -24,9 +31,11 @@ class LearningRate:
     def parse(cls, text: str, curve: str = "constant", warmup_steps: int = 0) -> LearningRate:
         """Reads one rate, or A1111's `5e-3:100, 1e-3:1000, 1e-5` (modules/textual_inversion/learn_schedule.py).
 
-        A stage without a step, or with step -1, holds to the end. Raises `ConfigError` naming the part that cannot be read.
+        After "auto" the numbers, if there are any, are multiples of the automatic rate: `auto*0.5`, `auto*1:100, 0.1`. A stage without a step, or with step -1, holds to the end. Raises `ConfigError` naming the part that cannot be read.
         """
         stages: list[tuple[float, float]] = []
+        if is_auto(text):
+            text = text.strip()[len(AUTO):].strip().removeprefix("*") or "1"
         for part in (part.strip() for part in str(text).split(",")):
             if not part:
                 continue

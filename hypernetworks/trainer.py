@@ -27,11 +27,10 @@ from .files import check_name, load, save
 from .host import GenerationRequest, Host
 from .losses import add_noise, denoising_loss, denoising_target, min_snr_weights
 from .networks import new_network, outline, training_metadata
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, parameter_groups
 from .plan import seed_for
-from .schedule import LearningRate, strength_per_row
+from .schedule import LearningRate, is_auto, strength_per_row
 
-AUTO_RATE = 0.384  # "auto" learning rate times a network's width: 3e-3 at width 128, 5e-4 at 768
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
 
@@ -134,7 +133,7 @@ class _Run:
         if config.max_epochs:
             self.steps = min(self.steps, math.ceil(config.max_epochs * batches.batches_per_epoch / config.gradient_accumulation))
         self.step = 0
-        self.learning_rate = _learning_rate(config)
+        self.learning_rate = LearningRate.parse(config.learning_rate, config.rate_schedule, config.warmup_steps)
         self.alphas_cumprod = host.alphas_cumprod.to(host.device)
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
@@ -149,7 +148,7 @@ class _Run:
         self.trainer.hypernetwork = self.network
         self.network.to(self.host.device, torch.float32).train()
         self.network.requires_grad_(True)
-        groups = _groups(self.network, self.config.learning_rate)
+        groups = parameter_groups(self.network, is_auto(self.config.learning_rate))
         optimizer = make_optimizer(self.config.optimizer, self.config.optimizer_arguments, groups)
         if state is not None:
             self._restore(state, optimizer)
@@ -369,30 +368,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _learning_rate(config: TrainingConfig) -> LearningRate:
-    """The asked rate; after "auto" come multiples of it, as in auto*0.5."""
-    text = config.learning_rate.strip().lower()
-    if _is_auto(text):
-        text = text.removeprefix("auto").strip().removeprefix("*") or "1"
-    return LearningRate.parse(text, config.rate_schedule, config.warmup_steps)
-
-
-def _is_auto(learning_rate: str) -> bool:
-    return learning_rate.strip().lower().startswith("auto")
-
-
-def _groups(network: nn.Module, learning_rate: str) -> list[dict[str, Any]]:
-    """One parameter group per pair. With the rate "auto" a group's rate is `AUTO_RATE` over its width, else all have the same."""
-    auto = _is_auto(learning_rate)
-    return [
-        {
-            "params": [parameter for f in network.pair(key) for parameter in f.parameters()],
-            "rate_scale": AUTO_RATE / network.widths[key] if auto else 1.0,
-        }
-        for key in network.keys
-    ]
 
 
 def _accelerator(config: TrainingConfig, device: torch.device) -> Any:

@@ -66,6 +66,14 @@ def test_the_rate_is_that_of_the_first_stage_that_reaches_the_step(stages, step)
     assert found == next((rate for rate, until in stages if until >= step), stages[-1][0])
 
 
+def test_multiples_of_the_automatic_rate():
+    assert LearningRate.parse("auto").at(1, 9) == LearningRate.parse(" AUTO ").at(1, 9) == 1.0
+    assert LearningRate.parse("auto*0.5").at(1, 9) == LearningRate.parse("auto * 5e-1").at(1, 9) == 0.5
+    assert [LearningRate.parse("auto*2:3, 0.1").at(step, 9) for step in (3, 4)] == [2.0, 0.1]
+    with pytest.raises(ConfigError, match="matic"):
+        LearningRate.parse("automatic")
+
+
 def test_strength_acts_within_its_share_of_the_steps():
     assert [strength_at(0.25, 0.75, step, 8) for step in range(8)] == [0, 0, 1, 1, 1, 1, 0, 0]
     assert all(strength_at(0.0, 1.0, step, 8) == 1 for step in range(8))
