@@ -185,6 +185,7 @@ class Hypernetwork(nn.Module):
         )
         self.generator = WeightGenerator(len(self.layers), width, about.hidden_dim, about.depth)
         self.decoder = _decoder(about, self.layers)
+        self.float()  # whatever default dtype a host has set
 
     def initialize(self) -> None:
         """Draws float32 weights on the CPU. Every delta is 0 then, for B is."""
@@ -226,14 +227,14 @@ def apply_weights(unet: nn.Module, weights: Weights, strength: float | Tensor | 
     """
     shapes = {name: Layer(name, down.shape[-1], up.shape[-2]) for name, (down, up) in weights.items()}
     devices = check_fit(shapes, unet, "set of weights")
-    moved = {name: (down.to(devices[name]), up.to(devices[name])) for name, (down, up) in weights.items()}
+    moved = {name: (down.to(devices[name]), up.to(devices[name])) for name, (down, up) in weights.items()}  # None leaves them
     strength = strength if isinstance(strength, Strength) else Strength(strength)
     with attached(unet, [LowRankEdit(moved, strength)]) as attachment:
         yield attachment
 
 
-def check_fit(layers: dict[str, Layer], unet: nn.Module, what: str) -> dict[str, torch.device]:
-    """The device of each of these layers in the UNet. Raises `ModelUnfit` where one is missing or has other widths."""
+def check_fit(layers: dict[str, Layer], unet: nn.Module, what: str) -> dict[str, torch.device | None]:
+    """The device of each of these layers in the UNet, None for one without weights yet. Raises `ModelUnfit` where one is missing or has other widths."""
     projections = {p.name: p for p in find_projections(unet)}
     for name, layer in layers.items():
         if (found := projections.get(name)) is None:
@@ -243,7 +244,8 @@ def check_fit(layers: dict[str, Layer], unet: nn.Module, what: str) -> dict[str,
                 f"This {what} is for another model: it maps width {layer.in_width} to {layer.out_width} at {name}, "
                 f"and the loaded one {found.in_width} to {found.out_width}."
             )
-    return {name: next(projections[name].module.parameters()).device for name in layers}
+    weights = {name: next(projections[name].module.parameters(), None) for name in layers}
+    return {name: None if weight is None else weight.device for name, weight in weights.items()}
 
 
 def _decoder(about: HypernetworkStructure, layers: Sequence[Layer]) -> HypernetworkDecoder:

@@ -1,5 +1,4 @@
 """Exported LoRA files as the web UIs and diffusers read them, and the arithmetic of deltas."""
-import json
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_models import ldm_unet, make_pipeline
 
 from hypernetworks.attention import Strength, find_projections
+from hypernetworks.conditions import Condition
 from hypernetworks.errors import ConfigError, ModelUnfit, NameRefused, TrainingFailed
 from hypernetworks.generator import Hypernetwork, apply_weights
 from hypernetworks.lora import concatenate, content_hash, export_lora, lora_name, scale, select_rows
@@ -83,12 +83,9 @@ def test_sd1_names_are_those_of_diffusers():
     assert lora_name(name + ".to_out.0", "sd1") == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
 
 
-# parameters of the parts that hold one layer each, for the generator's sizes that are planned with
-
-
-def decoder_size(unets, family, **options):
-    network = Hypernetwork(**options)
-    return network.bind(unets[family], initialize=False).decoder
+def decoder_for(unet, **options):
+    """A decoder of the full size, without weights."""
+    return Hypernetwork(**options).bind(unet, initialize=False).decoder
 
 
 def count(module):
@@ -96,13 +93,13 @@ def count(module):
 
 
 def test_a_generator_for_a_full_model_has_the_planned_number_of_parameters(unets):
-    basis = decoder_size(unets, "sd1")
+    basis = decoder_for(unets["sd1"])
     assert count(basis.basis) == 32 * 797_184 == 25_509_888 and count(basis.base) == 797_184
-    cross = decoder_size(unets, "sd1", target_layers=["attn2"])
-    assert round(count(cross.basis) / 1e6, 1) == 12.7 - 0.6  # 12.1: see the report
-    tokens = decoder_size(unets, "sd1", decoder="rank_token")
+    cross = decoder_for(unets["sd1"], target_layers=["attn2"])
+    assert round(count(cross.basis) / 1e6, 1) == 12.7
+    tokens = decoder_for(unets["sd1"], decoder="rank_token")
     assert round(count(tokens.heads) / 1e6, 1) == 6.9
-    large = decoder_size(unets, "sdxl", target_layers=["attn2"], basis_size=16)
+    large = decoder_for(unets["sdxl"], target_layers=["attn2"], basis_size=16)
     assert round(count(large.basis) / 1e6, 1) == 50.3
 
 
@@ -118,20 +115,18 @@ def predict(pipeline, family):
         return pipeline.unet(x, torch.tensor([10, 500]), encoder_hidden_states=context, **more).sample
 
 
-@pytest.mark.parametrize("family, size", [("sd1", 0.5), ("sd1", 2e-6), ("sd2", 0.5), ("sdxl", 0.5)])
-def test_diffusers_loads_the_exported_file_and_predicts_what_the_run_time_does(family, size, tmp_path):
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_diffusers_loads_the_exported_file_and_predicts_what_the_run_time_does(family, tmp_path):
     pytest.importorskip("peft")
     pipeline = make_pipeline(family, layers_per_block=2)
     pipeline.unet.eval()
-    weights, bare = random_weights(pipeline.unet, size=size), predict(pipeline, family)
-    amount = 1.0 if size < 0.1 else Strength(0.8, k=0.5, output=1.5)
-    with apply_weights(pipeline.unet, weights, amount):
+    weights, bare, strength = random_weights(pipeline.unet, size=0.5), predict(pipeline, family), Strength(0.8, k=0.5, output=1.5)
+    with apply_weights(pipeline.unet, weights, strength):
         run_time = predict(pipeline, family)
-    exact = torch.float32 if size < 0.1 else torch.float16
-    pipeline.load_lora_weights(str(export_lora(weights, tmp_path / "style", family, amount, dtype=exact)))
-    loaded = predict(pipeline, family)
-    assert not torch.equal(bare, run_time)
-    assert (loaded - run_time).norm() < 1e-3 * (run_time - bare).norm() if size > 0.1 else (loaded - run_time).norm() < 1e-5 * run_time.norm()
+    pipeline.load_lora_weights(str(export_lora(weights, tmp_path / "style", family, strength)))
+    difference = (run_time - bare).norm()
+    assert difference > 0.05 * bare.norm()
+    assert (predict(pipeline, family) - run_time).norm() < 1e-3 * difference
 
 
 def test_half_precision_keeps_small_weights(tmp_path):
@@ -147,15 +142,15 @@ def test_half_precision_keeps_small_weights(tmp_path):
 
 def test_the_name_has_the_contents_hash_and_the_header_what_web_uis_ask_for(tmp_path):
     weights = random_weights(diffusers_unet())
-    file = export_lora(weights, tmp_path / "style", "sdxl" if False else "sd1", metadata={"ss_training_comment": "a picture"})
-    again, other = export_lora(weights, tmp_path / "style", "sd1"), export_lora(weights, tmp_path / "style", "sd1", 0.5)
+    file = export_lora(weights, tmp_path / "style", "sd1", metadata={"ss_training_comment": "a picture", "ss_v2": "True"})
     digest = content_hash(load_file(file))
-    assert file.name == f"style-{digest[:10]}.safetensors" == again.name != other.name
     with safe_open(file, framework="pt") as opened:
         about = opened.metadata()
     assert (about["ss_base_model_version"], about["ss_v2"]) == ("sd_v1", "False")
     assert (about["ss_network_module"], about["ss_network_dim"], about["ss_network_alpha"]) == ("networks.lora", "2", "2.0")
     assert about["ss_training_comment"] == "a picture" and about["sshs_model_hash"] == digest
+    again, other = export_lora(weights, tmp_path / "style", "sd1"), export_lora(weights, tmp_path / "style", "sd1", 0.5)
+    assert file.name == f"style-{digest[:10]}.safetensors" == again.name != other.name
 
 
 def test_an_sdxl_file_says_that_it_is_one(tmp_path):
@@ -212,10 +207,7 @@ def test_scaling_and_choosing_rows_act_on_the_deltas():
 
 
 def test_a_blend_of_two_conditions_is_exported_too(tmp_path):
-    from hypernetworks.conditions import Condition
-
     network = Hypernetwork(embedding_dim=8, hidden_dim=8, rank=2, basis_size=2).bind(diffusers_unet())
     weights = network.generate_weights(Condition(text=torch.ones(1, 16)).blended(Condition.none(), 0.5))
     with safe_open(export_lora(weights, tmp_path / "blend", "sd1"), framework="pt") as opened:
         assert opened.metadata()["ss_network_dim"] == "4"
-        assert json.dumps(opened.metadata())
