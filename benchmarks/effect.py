@@ -160,10 +160,10 @@ class Bench:
         wanted_forms = [shape_label(content.shape, style) for content in self.prompts]
         seen_forms = [shape_label(shapes.SHAPES[form], style) for form in forms]
         return Scores(
-            style=mean(STYLES[number] == style for number in styles),
-            shape=mean(seen == wanted for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
+            style=mean(float(STYLES[number] == style) for number in styles),
+            shape=mean(float(seen == wanted) for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
             color=None if style in COLORLESS
-            else mean(COLORS[seen] == content.color for seen, content in zip(colors, self.prompts, strict=True)),
+            else mean(float(COLORS[seen] == content.color) for seen, content in zip(colors, self.prompts, strict=True)),
             seconds=seconds,
         )
 

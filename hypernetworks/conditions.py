@@ -156,8 +156,9 @@ class HypernetworkEncoder(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         """Draws the weights; the modules must be on the CPU."""
         initialize_modules(self, generator)
-        for parameter in (*self.types.values(), self.null):
-            parameter.data.normal_(generator=generator)
+        self.null.data.normal_(generator=generator)
+        for parameter in self.types.values():  # small, or all conditions of a kind would look alike
+            parameter.data.normal_(0, 0.02, generator=generator)
 
     def _embed(self, kind: str, features: Tensor) -> Tensor:
         self._check(kind, features)

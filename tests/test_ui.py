@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,6 +37,10 @@ class Host:
     model = ModelFacts("small", "0123456789", "sd1", "epsilon", 128)
 
     def __init__(self, folder):
+        self.begin(folder)
+
+    def begin(self, folder):
+        """As new, with its files in `folder`."""
         self.folders = Folders.below(folder)
         self.folders.networks.mkdir(parents=True)
         self.busy, self.requests = False, []
@@ -53,10 +57,13 @@ class Host:
 
 
 class Trainer:
-    """Waits for `gate`, then ends as told."""
+    """Yields `events`, then waits for `gate`."""
 
-    def __init__(self, events=()):
-        self.events, self.gate, self.runs, self.config = events, threading.Event(), [], None
+    def __init__(self):
+        self.begin()
+
+    def begin(self):
+        self.events, self.gate, self.runs, self.config = (), threading.Event(), [], None
 
     def __call__(self, config):
         self.config = config
@@ -73,37 +80,65 @@ class Trainer:
     cancel = stop
 
 
+class Session:
+    """Notes what is active while a picture is drawn."""
+
+    def __init__(self, catalog):
+        self.catalog, self.active = catalog, []
+
+    @contextmanager
+    def applied(self, host, active):
+        self.active.append(list(active))
+        yield SimpleNamespace(at_step=lambda step, steps: None, notes=["A width is left unused."] if active else [])
+
+
 def event(kind, step=0, steps=0, message="", loss=None, validation_loss=None, pictures=(), path=None, rate=None, seconds_left=None):
     return SimpleNamespace(**locals())
 
 
-@pytest.fixture
-def host(tmp_path):
-    return Host(tmp_path)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The standalone page as `app.build` makes it, and its tabs; built once, since gradio takes its time."""
+    host, trainer, made = Host(tmp_path_factory.mktemp("built")), Trainer(), {}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (app.TrainTab, app.GenerateTab):
+
+            def keep(*arguments, kind=kind):
+                return made.setdefault(kind.__name__, kind(*arguments))
+
+            patch.setattr(app, kind.__name__, keep)
+        jobs = Jobs(host, trainer)
+        demo = app.build(host, jobs)
+    return SimpleNamespace(demo=demo, jobs=jobs, train=made["TrainTab"], generate=made["GenerateTab"], host=host, trainer=trainer)
 
 
 @pytest.fixture
-def trainer():
-    return Trainer()
+def page(built, tmp_path):
+    """The page on a machine where nothing has happened yet."""
+    built.host.begin(tmp_path)
+    built.trainer.begin()
+    built.jobs.current = None
+    catalog = Catalog(built.host.folders.networks)
+    built.generate.rows.catalog, built.generate.session = catalog, Session(catalog)
+    yield built
+    built.trainer.gate.set()
+    if built.jobs.current:
+        built.jobs.current.wait(10)
 
 
 @pytest.fixture
-def page(host, trainer, monkeypatch):
-    """The tabs of the standalone page, as `app.build` makes them."""
-    made = {}
-    for kind in (app.TrainTab, app.GenerateTab):
+def host(page):
+    return page.host
 
-        def keep(*arguments, kind=kind):
-            made[kind.__name__] = kind(*arguments)
-            return made[kind.__name__]
 
-        monkeypatch.setattr(app, kind.__name__, keep)
-    jobs = Jobs(host, trainer)
-    demo = app.build(host, jobs)
-    yield SimpleNamespace(demo=demo, jobs=jobs, train=made["TrainTab"], generate=made["GenerateTab"])
-    trainer.gate.set()
-    if jobs.current:
-        jobs.current.wait(10)
+@pytest.fixture
+def trainer(page):
+    return page.trainer
+
+
+@pytest.fixture
+def tab(page):
+    return page.generate
 
 
 @pytest.fixture
@@ -247,6 +282,7 @@ def test_captions_are_only_written_for_pictures_of_the_folder(pictures):
     assert not list(pictures.parent.glob("*.txt"))
 
 
+@settings(max_examples=50)
 @given(st.one_of(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["folder", "captions", "x"]), inner)).map(json.dumps)))  # fmt: skip
 def test_whatever_the_page_sends_as_edits_is_read_or_left_alone(sent):
     edits = dataset_check.read_edits(sent)
@@ -470,24 +506,6 @@ def test_a_network_per_layer_is_no_pt_and_the_card_says_so(tmp_path):
 
 
 # --- generating
-
-
-class Session:
-    """Notes what is active while a picture is drawn."""
-
-    def __init__(self, catalog):
-        self.catalog, self.active = catalog, []
-
-    @contextmanager
-    def applied(self, host, active):
-        self.active.append(list(active))
-        yield SimpleNamespace(at_step=lambda step, steps: None, notes=["A width is left unused."] if active else [])
-
-
-@pytest.fixture
-def tab(page, host):
-    page.generate.session = Session(Catalog(host.folders.networks))
-    return page.generate
 
 
 NO_ROWS = ["None", 1, 0, 1] * 4

@@ -91,12 +91,12 @@ def chart(losses: Points, validation: Points, steps: int = 0) -> str:
     """The loss over the steps as SVG: each point, their running mean, and the held-out pictures' loss. Colours are the style sheet's."""
     mean = running_mean(losses)
     low, high = _range(losses, [*mean, *validation])
-    first, last = min(losses[0][0], *(x for x, _ in validation[:1]), 0), max(losses[-1][0], steps, 1)
+    last = max(steps, 1, *(x for x, _ in [losses[-1], *validation[-1:]]))
 
     def place(points: Points) -> list[tuple[float, float]]:
         return [
             (
-                LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT),
+                LEFT + x / last * (WIDTH - LEFT - RIGHT),
                 TOP + (high - min(max(y, low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM),
             )
             for x, y in points
@@ -107,7 +107,7 @@ def chart(losses: Points, validation: Points, steps: int = 0) -> str:
     legend = "".join(f'<span class="hypernetworks-{kind}">{label}</span>' for kind, label in entries)
     return (
         f'<figure class="hypernetworks-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss over the training steps">'
-        f"{_axes(first, last, low, high)}{_line('loss', place(losses))}{_line('mean', place(mean))}{_line('validation', place(validation))}"
+        f"{_axes(last, low, high)}{_line('loss', place(losses))}{_line('mean', place(mean))}{_line('validation', place(validation))}"
         f'<g class="hypernetworks-validation">{dots}</g></svg><figcaption>{legend}</figcaption></figure>'
     )
 
@@ -142,16 +142,16 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _axes(first: float, last: float, low: float, high: float) -> str:
+def _axes(last: float, low: float, high: float) -> str:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for value in ticks(low, high, 4):
         y = TOP + (high - value) / (high - low) * (bottom - TOP)
         parts.append(f'<line class="hypernetworks-grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in ticks(first, last, 6):
+    for value in ticks(0, last, 6):
         if value == int(value):
-            x = LEFT + (value - first) / (last - first) * (right - LEFT)
+            x = LEFT + value / last * (right - LEFT)
             parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:,.0f}</text>')
     parts.append(f'<line class="hypernetworks-axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     parts.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
