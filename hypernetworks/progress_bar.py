@@ -31,6 +31,9 @@ def _show(event: Progress, bars: dict[str, tqdm]) -> None:
     if event.kind in ("preparing", "step"):
         label = event.message if event.kind == "preparing" else "Training"
         if label not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars.clear()
             bars[label] = tqdm(total=event.steps, desc=label, initial=max(0, event.step - 1), dynamic_ncols=True, mininterval=0.5)
         bar = bars[label]
         bar.update(event.step - bar.n)

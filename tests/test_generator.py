@@ -90,11 +90,13 @@ def test_a_fresh_generator_changes_nothing_and_exactly_one_factor_is_zero(decode
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_first_factor_depends_on_condition_and_layer_as_much_as_on_its_offset(decoder):
     """Hyperfan-in: dA has the variance 1 / in of A0 itself (Chang et al. 2020)."""
-    network = small(decoder, embedding_dim=256, rank=8, basis_size=16)
-    weights = network.generate_weights(condition(8))
-    # rows share the offset, so half the variance of their difference is that of dA; the last row is dropped
-    variances = [(down[0] - down[1]).var() / 2 * down.shape[-1] for down, _ in weights.values()]
-    assert 0.4 < torch.stack(variances).mean() < 1.2
+    network = small(decoder, embedding_dim=128, rank=8, basis_size=16)
+    for offset in network.decoder.base.values():
+        offset["down"].data.zero_()
+    factors = [down for down, _ in network.generate_weights(Condition(text=torch.randn(8, 16, generator=torch.manual_seed(3)))).values()]
+    assert 0.7 < torch.stack([down.square().mean() * down.shape[-1] for down in factors]).mean() < 1.4
+    assert torch.stack([down.var(0).mean() * down.shape[-1] for down in factors]).mean() > 0.25  # between conditions
+    assert (factors[0] - factors[-1]).square().mean() > 0.25 * factors[0].square().mean()  # between layers of one shape
 
 
 @pytest.mark.parametrize("strength", [0.0, torch.zeros(3), Strength(1.0, input=0, middle=0, output=0)])
@@ -109,7 +111,7 @@ def test_every_row_is_as_if_its_own_delta_were_merged(decoder):
     with torch.no_grad(), apply_weights(UNET, weights, 0.7):
         batched = predict()
     assert not torch.allclose(batched, bare_prediction(), atol=1e-3)
-    for row in range(3):
+    for row in (0, 1):
         merged = diffusers_unet()
         modules = dict(merged.named_modules())
         with torch.no_grad():
@@ -171,7 +173,7 @@ def test_training_lowers_the_loss_from_the_start(decoder):
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     target = bare_prediction() + 0.3 * torch.randn(X.shape, generator=torch.manual_seed(5))
     losses = []
-    for _ in range(6):
+    for _ in range(5):
         with apply_weights(UNET, network(condition())):
             loss = (predict() - target).square().mean()
         optimizer.zero_grad()
