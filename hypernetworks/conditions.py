@@ -27,8 +27,8 @@ _POOLED_WIDTH = 1024  # narrow picture tokens are pooled in several ways, side b
 class Condition:
     """What weights are generated for, b rows of it. Of several kinds at once the encoder takes the mean.
 
-    `text`: pooled text-encoder features [b, width]. `image`: scaled latents [b, c, h, w], or [b, pictures, c, h, w] for several pictures
-    of one style, or an image encoder's tokens [b, tokens, width]. `task`: numbers of tasks [b].
+    `text`: pooled text-encoder features [b, width]. `image`: scaled latents [b, c, h, w], or [b, pictures, c, h, w] for
+    several pictures of one style, or an image encoder's tokens [b, tokens, width]. `task`: numbers of tasks [b].
     `dropped`: [b] bool, the rows that get the learned null instead; alone it is the condition that says nothing.
     """
 
@@ -114,7 +114,8 @@ class Blend:
 class HypernetworkEncoder(nn.Module):
     """A condition of b rows to latents [b, embedding_dim]: an adapter per kind, a type embedding, an MLP, LayerNorm.
 
-    Every adapter normalises, so that the latent does not grow with the features. Weights are on the meta device until `initialize`.
+    Every adapter normalises, so that the latent does not grow with the features. Weights are on the meta device until
+    `initialize`.
     """
 
     def __init__(
@@ -172,14 +173,18 @@ class HypernetworkEncoder(nn.Module):
             raise ConfigError(f"This generator was not made for {kind} conditions but for {' and '.join(self.adapters)}.")
         form = self.image_features if kind == "image" else kind
         if features.ndim not in _DIMENSIONS[form]:
-            raise ConfigError(f"The {kind} condition has the shape {list(features.shape)}; this generator takes {_EXPECTED[form]}.")
+            raise ConfigError(
+                f"The {kind} condition has the shape {list(features.shape)}; this generator takes {_EXPECTED[form]}."
+            )
         if kind == "task":
             if features.numel() and not 0 <= int(features.min()) <= int(features.max()) < self.tasks:
                 raise ConfigError(f"This generator knows the tasks 0 to {self.tasks - 1}.")
             return
         width, wanted = features.shape[-3 if form == "latents" else -1], self.text_width if kind == "text" else self.image_width
         if width != wanted:
-            raise ConfigError(f"The {kind} condition has width {width}, and this generator was made for {wanted}: use its own encoder.")
+            raise ConfigError(
+                f"The {kind} condition has width {width}, and this generator was made for {wanted}: use its own encoder."
+            )
 
 
 class ImageAdapter(nn.Module):
@@ -216,8 +221,8 @@ class ImageAdapter(nn.Module):
 
 
 def initialize_modules(module: nn.Module, generator: torch.Generator) -> None:
-    """Linear maps Normal(0, 1 / fan-in) (LeCun et al. 1998), convolutions Normal(0, 2 / fan-in) (He et al. 2015), embeddings and queries
-    Normal(0, 1), biases 0, LayerNorm's gains 1."""
+    """Linear maps Normal(0, 1 / fan-in) (LeCun et al. 1998), convolutions Normal(0, 2 / fan-in) (He et al. 2015), embeddings
+    and queries Normal(0, 1), biases 0, LayerNorm's gains 1."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             part.weight.data.normal_(0, part.in_features**-0.5, generator=generator)

@@ -1,7 +1,7 @@
 """From a token per layer to the layer's low-rank delta: three ways to spend parameters.
 
-In all of them exactly one factor begins at zero: A is drawn from Normal(0, 1 / in), B is zero. With both at zero no gradient would
-flow; with none the untrained network would damage the model.
+In all of them exactly one factor begins at zero: A is drawn from Normal(0, 1 / in), B is zero. With both at zero no gradient
+would flow; with none the untrained network would damage the model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class HypernetworkDecoder(nn.Module):
 
 
 class BasisDecoder(HypernetworkDecoder):
-    """dA = sum_k alpha_k A_k and dB = sum_k beta_k B_k: every layer owns `basis_size` of both, one head gives all coefficients."""
+    """dA = sum_k alpha_k A_k and dB = sum_k beta_k B_k: every layer owns `basis_size` of both, one head gives all
+    coefficients."""
 
     def __init__(self, layers: Sequence[Layer], width: int, rank: int, basis_size: int) -> None:
         super().__init__(layers, width, rank)
@@ -118,10 +119,11 @@ class RankTokenDecoder(HypernetworkDecoder):
 
 
 class LidbDecoder(HypernetworkDecoder):
-    """Lightweight DreamBooth (Ruiz et al. 2023, HyperDreamBooth, section 4.1): only small factors are generated, [r, a] and [b, r].
+    """Lightweight DreamBooth (Ruiz et al. 2023, HyperDreamBooth, section 4.1): only small factors are generated, [r, a] and
+    [b, r].
 
-    Frozen matrices with orthonormal rows or columns carry them to the layer's widths. There is one per width; they are buffers, and stand
-    in the file. A layer narrower than a or b takes its own width instead.
+    Frozen matrices with orthonormal rows or columns carry them to the layer's widths. There is one per width; they are
+    buffers, and stand in the file. A layer narrower than a or b takes its own width instead.
     """
 
     def __init__(self, layers: Sequence[Layer], width: int, rank: int, auxiliary: tuple[int, int]) -> None:

@@ -1,8 +1,8 @@
 """The generating hypernetwork: a condition becomes low-rank deltas for the attention projections of a frozen UNet, in one pass.
 
-Encoder (a condition to a latent), weight generator (a latent to a token per layer) and decoder (a token to the factors A and B of the
-layer's delta) after Ha et al. 2016 (HyperNetworks) and Ruiz et al. 2023 (HyperDreamBooth). Once bound it knows names and widths of
-layers, never a UNet. The strength is no part of it.
+Encoder (a condition to a latent), weight generator (a latent to a token per layer) and decoder (a token to the factors A and B
+of the layer's delta) after Ha et al. 2016 (HyperNetworks) and Ruiz et al. 2023 (HyperDreamBooth). Once bound it knows names
+and widths of layers, never a UNet. The strength is no part of it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .errors import ConfigError, ModelUnfit, NotBound
 from .lora import Weights, concatenate, scale
 
 __all__ = [
-    "Blend", "Condition", "Hypernetwork", "HypernetworkDecoder", "HypernetworkEncoder", "HypernetworkStructure", "WeightGenerator",
-    "apply_weights",
+    "Blend", "Condition", "Hypernetwork", "HypernetworkDecoder", "HypernetworkEncoder", "HypernetworkStructure",
+    "WeightGenerator", "apply_weights",
 ]  # fmt: skip
 
 DECODERS = ("basis", "rank_token", "lidb")
@@ -42,10 +42,11 @@ class HypernetworkStructure:
 
     `target_layers`, `projections`, `blocks`: which projections get a delta of rank `rank`.
     `embedding_dim`, `hidden_dim`: widths of latent and tokens, and of the layers between; `depth`: the trunk's residual blocks.
-    `decoder`: "basis" (`basis_size` matrices of each factor per layer), "rank_token" (heads shared by layers of one shape) or "lidb" (small
-    factors between frozen matrices of the inner widths `auxiliary`).
-    `conditions`: "text", "image", "task"; the last also where `tasks`, their names, are given. `text_width`: of the pooled text features,
-    None for the width of the model's context. `image_features`: "latents" of `image_width` channels or "tokens" of that width.
+    `decoder`: "basis" (`basis_size` matrices of each factor per layer), "rank_token" (heads shared by layers of one shape) or
+    "lidb" (small factors between frozen matrices of the inner widths `auxiliary`).
+    `conditions`: "text", "image", "task"; the last also where `tasks`, their names, are given. `text_width`: of the pooled
+    text features, None for the width of the model's context. `image_features`: "latents" of `image_width` channels or "tokens"
+    of that width.
     """
 
     target_layers: tuple[str, ...] = ("attn1", "attn2")
@@ -101,7 +102,8 @@ class WeightGenerator(nn.Module):
             self.layer_embedding = nn.Embedding(layers, width)
             self.embedding_norm = nn.LayerNorm(width)
             self.blocks = nn.ModuleList(
-                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(depth)
+                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+                for _ in range(depth)
             )
             self.norm = nn.LayerNorm(width)
 
@@ -127,7 +129,8 @@ class Hypernetwork(nn.Module):
     step: int = 0
 
     def __init__(self, target_layers: Sequence[str] = ("attn1", "attn2"), *, seed: int = 0, **structure: Any) -> None:
-        """`structure`: the other fields of `HypernetworkStructure`. Equal seeds give equal weights; no global random state is used.
+        """`structure`: the other fields of `HypernetworkStructure`. Equal seeds give equal weights; no global random state is
+        used.
 
         There are no weights before `bind`. Raises `ConfigError` for unknown or impossible values.
         """
@@ -148,7 +151,8 @@ class Hypernetwork(nn.Module):
     def bind(self, unet: nn.Module, initialize: bool = True) -> Hypernetwork:
         """Takes names and widths from a UNet and draws the weights; a bound one checks that it fits this UNet too.
 
-        `initialize` False leaves the weights on the meta device. Raises `ModelUnfit` for another model and where no layer is chosen,
+        `initialize` False leaves the weights on the meta device. Raises `ModelUnfit` for another model and where no layer is
+        chosen,
         `ConfigError` for a rank that is larger than a layer.
         """
         projections = find_projections(unet)
@@ -165,7 +169,9 @@ class Hypernetwork(nn.Module):
             raise ModelUnfit("The loaded model has none of the attention layers that this hypernetwork is to change.")
         narrowest = min(layers, key=lambda layer: min(layer.in_width, layer.out_width))
         if about.rank > (width := min(narrowest.in_width, narrowest.out_width)):
-            raise ConfigError(f"The rank {about.rank} is larger than the layer {narrowest.name}, whose width is {width}: choose a smaller one.")
+            raise ConfigError(
+                f"The rank {about.rank} is larger than the layer {narrowest.name}, whose width is {width}: choose a smaller one."
+            )
         context = next((p.in_width for p in projections if p.attention == "attn2" and p.part == "k"), None)
         self.build(layers, about.text_width or context)
         if initialize:
@@ -197,12 +203,15 @@ class Hypernetwork(nn.Module):
                 part.initialize(generator)
 
     def generate_weights(self, condition: Condition | Blend) -> dict[str, tuple[Tensor, Tensor]]:
-        """{projection name: (A [b, r, in], B [b, out, r])}; two conditions blended have rank 2r. On the network's device, in its dtype.
+        """{projection name: (A [b, r, in], B [b, out, r])}; two conditions blended have rank 2r. On the network's device, in
+        its dtype.
 
         Raises `NotBound` before `bind`, and `ConfigError` for a condition that the network was not made for.
         """
         if not self.is_bound:
-            raise NotBound("This hypernetwork has met no model yet, so it has no layers to make weights for: call bind(unet), or train it.")
+            raise NotBound(
+                "This hypernetwork has met no model yet, so it has no layers to make weights for: call bind(unet), or train it."
+            )
         if isinstance(condition, Blend):
             return self._blend(condition)
         with torch.autocast(self.encoder.null.device.type, enabled=False):  # small sums of many terms: bf16 is too coarse
@@ -222,8 +231,8 @@ class Hypernetwork(nn.Module):
 def apply_weights(unet: nn.Module, weights: Weights, strength: float | Tensor | Strength = 1.0) -> Iterator[Attachment]:
     """The UNet with generated weights at work: y becomes y + strength * (x @ A^T) @ B^T. Afterwards nothing is left.
 
-    Weights of one row act on all rows of the UNet's batch; others have a row for each (see `lora.select_rows`). A strength [rows] gives
-    each row its own. Raises `ModelUnfit` for weights of another model.
+    Weights of one row act on all rows of the UNet's batch; others have a row for each (see `lora.select_rows`). A strength
+    [rows] gives each row its own. Raises `ModelUnfit` for weights of another model.
     """
     shapes = {name: Layer(name, down.shape[-1], up.shape[-2]) for name, (down, up) in weights.items()}
     devices = check_fit(shapes, unet, "set of weights")
@@ -234,7 +243,8 @@ def apply_weights(unet: nn.Module, weights: Weights, strength: float | Tensor | 
 
 
 def check_fit(layers: dict[str, Layer], unet: nn.Module, what: str) -> dict[str, torch.device | None]:
-    """The device of each of these layers in the UNet, None for one without weights yet. Raises `ModelUnfit` where one is missing or has other widths."""
+    """The device of each of these layers in the UNet, None for one without weights yet. Raises `ModelUnfit` where one is
+    missing or has other widths."""
     projections = {p.name: p for p in find_projections(unet)}
     for name, layer in layers.items():
         if (found := projections.get(name)) is None:

@@ -1,4 +1,5 @@
-"""Files of generating hypernetworks: safetensors with all that rebuilds the network. The layout is described in docs/formats.md."""
+"""Files of generating hypernetworks: safetensors with all that rebuilds the network. The layout is described in
+docs/formats.md."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ def load_generator(path: str | Path) -> Hypernetwork:
         hypernetwork = _empty(facts)
         shapes = {name: tuple(weight.shape) for name, weight in hypernetwork.state_dict().items()}
         if odd := sorted(names ^ {_stored_name(name) for name in shapes}):
-            raise ConfigError(f"its weights do not fit its architecture: {odd[0]} is {'not expected' if odd[0] in names else 'missing'}.")
+            raise ConfigError(
+                f"its weights do not fit its architecture: {odd[0]} is {'not expected' if odd[0] in names else 'missing'}."
+            )
         with safetensors.safe_open(path, framework="pt") as file:
             state = {}
             for name, shape in shapes.items():
@@ -100,7 +103,6 @@ def _empty(facts: GeneratorFacts) -> Hypernetwork:
     hypernetwork.name, hypernetwork.description, hypernetwork.step = facts.name, facts.description, facts.step
     hypernetwork.metadata = dict(facts.metadata)
     return hypernetwork
-
 
 
 def _stored_name(name: str) -> str:

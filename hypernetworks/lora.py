@@ -1,4 +1,5 @@
-"""Generated weights as ordinary low-rank adaptations (LoRA, Hu et al. 2021): arithmetic on them, and files that every web UI reads."""
+"""Generated weights as ordinary low-rank adaptations (LoRA, Hu et al. 2021): arithmetic on them, and files that every web UI
+reads."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from .files import check_name, write_atomically
 Weights = Mapping[str, tuple[Tensor, Tensor]]
 """Projection name (as `attention.Projection.name`) -> A [b, r, in], B [b, out, r]; the delta is B @ A."""
 
-# ss_base_model_version, ss_v2 and modelspec.architecture as kohya's sd-scripts write them. A1111 tells the families apart by the first
+# ss_base_model_version, ss_v2 and modelspec.architecture as kohya's sd-scripts write them. A1111 tells the families apart by
+# the first
 # two (extensions-builtin/Lora/network.py, class NetworkOnDisk).
 _FAMILIES = {
     "sd1": ("sd_v1", "False", "stable-diffusion-v1/lora"),
@@ -31,7 +33,8 @@ _SDXL_RESNETS = 2  # per level on the way down; one more on the way up
 
 
 def concatenate(first: Weights, second: Weights) -> dict[str, tuple[Tensor, Tensor]]:
-    """The sum of both deltas, exactly: ranks side by side. Rows of a batch stay apart; one row is added to all rows of the other."""
+    """The sum of both deltas, exactly: ranks side by side. Rows of a batch stay apart; one row is added to all rows of the
+    other."""
     joined = {}
     for name in (*first, *(name for name in second if name not in first)):
         if name not in first or name not in second:
@@ -68,10 +71,11 @@ def export_lora(
 ) -> Path:
     """Writes `<name>-<content hash>.safetensors` for the folder and name in `path`, and returns where it is.
 
-    A1111, Forge, ComfyUI and diffusers read it. `family`: "sd1", "sd2" or "sdxl". The strength, also by part and block, becomes a part of
-    the weights. The hash stands in the name because Forge keeps LoRAs by file name. `metadata` is added to the header.
-    Raises `ConfigError` for what no LoRA file holds (weights of several conditions, a strength per row), `ModelUnfit` for layers that the
-    family has no name for, `TrainingFailed` for weights that are not finite or cannot be written.
+    A1111, Forge, ComfyUI and diffusers read it. `family`: "sd1", "sd2" or "sdxl". The strength, also by part and block,
+    becomes a part of the weights. The hash stands in the name because Forge keeps LoRAs by file name. `metadata` is added to
+    the header.
+    Raises `ConfigError` for what no LoRA file holds (weights of several conditions, a strength per row), `ModelUnfit` for
+    layers that the family has no name for, `TrainingFailed` for weights that are not finite or cannot be written.
     """
     path = Path(path)
     if family not in _FAMILIES:
@@ -84,14 +88,18 @@ def export_lora(
     tensors: dict[str, Tensor] = {}
     for name, (down, up) in weights.items():
         if len(down) != 1 or len(up) != 1:
-            raise ConfigError(f"A LoRA file holds the weights of one condition, and these are of {len(down)}: export them one by one.")
+            raise ConfigError(
+                f"A LoRA file holds the weights of one condition, and these are of {len(down)}: export them one by one."
+            )
         stored = lora_name(name, family)
         down, up = _balanced(down[0].detach().float().cpu(), _factor(name, strength) * up[0].detach().float().cpu())
         tensors[f"{stored}.lora_down.weight"] = down.to(dtype).contiguous()
         tensors[f"{stored}.lora_up.weight"] = up.to(dtype).contiguous()
         tensors[f"{stored}.alpha"] = torch.tensor(float(down.shape[0]), dtype=dtype)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise TrainingFailed("The weights hold numbers that are not finite, or too large for the file's precision; nothing was exported.")
+        raise TrainingFailed(
+            "The weights hold numbers that are not finite, or too large for the file's precision; nothing was exported."
+        )
     digest = content_hash(tensors)
     file = path.with_name(f"{check_name(path.name.removesuffix('.safetensors'))}-{digest[:10]}.safetensors")
     data = safetensors.torch.save(tensors, _header(weights, file.stem, family, digest, metadata))
@@ -102,8 +110,9 @@ def export_lora(
 def lora_name(projection: str, family: str) -> str:
     """A projection's name in LoRA files: diffusers' for SD1 and SD2, Stability's own for SDXL, dots become underscores.
 
-    "mid_block.attentions.0.transformer_blocks.3.attn1.to_out.0" is "lora_unet_middle_block_1_transformer_blocks_3_attn1_to_out_0" for
-    SDXL. Raises `ModelUnfit` for a name that is none of the family's.
+    "mid_block.attentions.0.transformer_blocks.3.attn1.to_out.0" is
+    "lora_unet_middle_block_1_transformer_blocks_3_attn1_to_out_0" for SDXL. Raises `ModelUnfit` for a name that is none of the
+    family's.
     """
     if not PROJECTION.match(projection) or projection.split(".", 1)[0] not in BLOCKS:
         raise ModelUnfit(f"{projection} is no attention layer of a Stable Diffusion UNet.")
@@ -121,8 +130,9 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _stability_block(match: re.Match[str]) -> str:
-    """Where diffusers' `attentions` stand in the flat lists of SDXL's own UNet (sgm/modules/diffusionmodules/openaimodel.py, class
-    UNetModel): `input_blocks` begins with a convolution, and each level ends with its downsampler; an upsampler is a part of its entry."""
+    """Where diffusers' `attentions` stand in the flat lists of SDXL's own UNet (sgm/modules/diffusionmodules/openaimodel.py,
+    class UNetModel): `input_blocks` begins with a convolution, and each level ends with its downsampler; an upsampler is a
+    part of its entry."""
     if match[1] is None:
         return "middle_block.1."
     level, count = int(match[2]), int(match[3])
@@ -138,7 +148,8 @@ def _factor(name: str, strength: Strength) -> float:
 
 
 def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product from factors of like size, so that half precision does not swallow a small `up`. Powers of two round nothing."""
+    """The same product from factors of like size, so that half precision does not swallow a small `up`. Powers of two round
+    nothing."""
     largest = [float(factor.abs().max()) for factor in (down, up)]
     if not all(0 < size < math.inf for size in largest):
         return down, up

@@ -27,7 +27,7 @@ PRESETS = {
     ),
     "Quick try": Preset(
         "Is it going anywhere? A short run with frequent previews, to be followed by a longer one.",
-        {"max_steps": 200, "preview_every": 50, "validation_every": 25},
+        {"caption_dropout": 0.0, "max_steps": 200, "preview_every": 50, "validation_every": 25},
     ),
     "A1111-compatible": Preset(
         "A file that every web UI's own hypernetwork code can read too: one pair of networks per width. Learns textures less well.",
