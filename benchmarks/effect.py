@@ -4,7 +4,7 @@ captions are judged by a classifier that never saw a generated picture.
     python benchmarks/effect.py [--small] [--json FILE] [--out FOLDER]
 
 Compared are the bare model, a hypernetwork with one pair of networks per attention layer, one with a pair per width (what A1111 reads),
-and as a yardstick a LoRA on all attention layers. All are trained in as many steps, on the same batches. Each is drawn with twice: acting
+and as a yardstick a LoRA on all attention layers. All are trained in as many steps, on the same batches. Each draws the prompts twice: acting
 on all rows of the batch, as A1111 does, and acting only on the rows that see the prompt (`uncond=0` in a tag), where classifier-free
 guidance strengthens the style as it strengthens the prompt.
 

@@ -5,6 +5,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "HypernetworkError": "errors",
+    "Hypernetwork": "generator",
+    "apply_weights": "generator",
     "ResidualHypernetwork": "residual",
     "ResidualStructure": "residual",
     "attached": "attention",

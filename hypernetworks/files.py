@@ -249,6 +249,8 @@ def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
         raise FileRefused(f"{path.name} is damaged, incomplete or no safetensors file: get it again.") from error
     if metadata.get("format") != FORMAT:
         raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
+    if metadata.get("kind") == "generator":
+        raise FileRefused(f"{path.name} is a generating hypernetwork, which needs a condition to make weights from; it is not one to switch on.")
     if metadata.get("format_version") != str(VERSION) or metadata.get("kind") != "residual":
         raise FileRefused(
             f"{path.name} was written by a newer version of this extension: update it, or get the file in another format."

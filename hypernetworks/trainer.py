@@ -29,6 +29,7 @@ from .losses import add_noise, denoising_loss, denoising_target, min_snr_weights
 from .networks import new_network, outline, training_metadata
 from .optimizers import make_optimizer, parameter_groups
 from .plan import seed_for
+from .residual import ResidualHypernetwork
 from .schedule import LearningRate, is_auto, strength_per_row
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
@@ -53,7 +54,9 @@ class Progress:
 class HypernetworkTrainer:
     """Trains one network. `run` yields what happens, `train` just runs to the end; `stop` and `cancel` may come from any thread."""
 
-    def __init__(self, hypernetwork: nn.Module | None = None, config: Mapping[str, Any] | TrainingConfig | None = None) -> None:
+    def __init__(self, hypernetwork: ResidualHypernetwork | None = None, config: Mapping[str, Any] | TrainingConfig | None = None) -> None:
+        if hypernetwork is not None and not isinstance(hypernetwork, ResidualHypernetwork):
+            raise ConfigError(f"The trainer trains residual hypernetworks; a {type(hypernetwork).__name__} is not one.")
         self.hypernetwork = hypernetwork
         self.config = config if isinstance(config, TrainingConfig) else read(TrainingConfig, config or {})
         self._stop = threading.Event()

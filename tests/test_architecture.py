@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hypernetworks"
-GROUND = ("residual", "attention", "schedule", "prompt", "config", "losses", "optimizers", "captions", "buckets", "host")
+GROUND = ("residual", "attention", "schedule", "prompt", "config", "losses", "optimizers", "captions", "buckets", "host", "conditions", "decoders")
 HOST_LIBRARIES = {"diffusers", "transformers", "omegaconf", "peft"}
 WEB_UI = {"modules", "modules_forge", "backend", "ldm", "ldm_patched", "sgm"}
 

@@ -48,7 +48,7 @@ def test_training_and_generating_from_a_configuration_file(capsys, tmp_path):
     assert code == 2 and "Did you mean quick?" in err
 
     code, out, err = run(capsys, "inspect", file)
-    assert code == 0 and "one pair per width" in out and "1, 0.25, 1" in out and "linear" in out and "preview" not in out
+    assert code == 0 and "one pair per width" in out and "1, 0.25, 1" in out and "linear" in out and "preview:" not in out
 
 
 def test_converting_there_and_back_keeps_every_bit(capsys, tmp_path):

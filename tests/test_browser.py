@@ -1,0 +1,258 @@
+"""The standalone app as its user sees it: a real browser clicks through checking, training, coming back and generating.
+
+Run with `pytest -m browser`. It takes the embedded model and two to three minutes on two slow cores.
+"""
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+PICTURES = Path(__file__).parent.parent / "hypernetworks" / "embedded" / "pictures" / "striped"
+NAME = "striped in a hurry"
+OFFLINE = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run"]
+SLOW = 240_000  # milliseconds that a busy machine may take for training or drawing
+
+
+def missing(what):
+    """Skips where a browser cannot be expected, fails where it is part of the job."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: pip install playwright")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        missing("no Chromium was found: install it, for example with apt install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", *OFFLINE])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    """The app in a process of its own, as `hypernetworks ui` starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "hypernetworks", "ui", "--home", str(home), "--port", str(port), "--no-browser"]
+    with open(home / "log.txt", "w+") as log:
+        app = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent)
+        deadline = time.monotonic() + 180
+        while "Ready" not in (home / "log.txt").read_text():
+            if app.poll() is not None or time.monotonic() > deadline:
+                app.kill()
+                pytest.fail(f"The app did not start:\n{(home / 'log.txt').read_text()}")
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/"
+        app.terminate()
+        app.wait(30)
+
+
+class Page:
+    """What a person does on the page, by element ids."""
+
+    def __init__(self, browser, address, width=1400):
+        self.tab = browser.new_page(viewport={"width": width, "height": 1000})
+        self.tab.set_default_timeout(60_000)
+        self.errors, self.elsewhere = [], []
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else self.elsewhere.append(request.url))
+        self.address = address
+        self.open()
+
+    def open(self):
+        self.tab.goto(self.address)
+        self.tab.wait_for_selector("#hypernetworks_train")
+
+    def find(self, name):
+        return self.tab.locator(f"#hypernetworks_{name}").first
+
+    def click(self, name):
+        self.find(name).click()
+
+    def fill(self, name, value):
+        field = self.find(name).locator("textarea, input:not([type=range])").first
+        field.fill(str(value))
+        field.press("Tab")
+
+    def unfold(self, name):
+        self.find(name).locator("button, .label-wrap").first.click()
+
+    def show_tab(self, title):
+        self.find("tabs").locator("button", has_text=title).first.click()
+
+    def wait_for(self, condition, timeout=SLOW):
+        self.tab.wait_for_function(f"() => {{ const find = (s) => document.querySelector('#hypernetworks_' + s); return {condition}; }}", timeout=timeout)
+
+    def state(self):
+        return self.find("status").locator("[data-state]").first.get_attribute("data-state")
+
+    def percent(self):
+        bar = self.find("status").locator("[role=progressbar]")
+        return int(bar.first.get_attribute("aria-valuenow")) if bar.count() else 0
+
+    def chart_points(self):
+        line = self.find("status").locator("polyline.hypernetworks-loss")
+        return len(line.first.get_attribute("points").split()) if line.count() else 0
+
+    def pixels(self, name):
+        source = self.find(name).locator("img").first.get_attribute("src")
+        data = self.tab.evaluate("async (url) => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]", source)
+        return numpy.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))
+
+    def source(self, name):
+        image = self.find(name).locator("img")
+        return image.first.get_attribute("src") if image.count() else ""
+
+
+@pytest.fixture(scope="module")
+def page(browser, address):
+    return Page(browser, address)
+
+
+@pytest.fixture(scope="module")
+def folder(home):
+    """The bundled pictures, to be edited."""
+    return Path(shutil.copytree(PICTURES, home / "my pictures"))
+
+
+def test_the_check_shows_the_pictures_and_keeps_an_edited_caption(page, folder):
+    page.fill("option_dataset", folder)
+    page.click("check")
+    page.wait_for("find('report').querySelectorAll('figure').length === 16")
+    captions = page.find("report").locator("textarea")
+    assert captions.first.input_value() == (folder / "01.txt").read_text().strip()
+    captions.first.fill("a caption of my own")
+    page.wait_for("find('report').querySelector('textarea').classList.contains('hypernetworks-edited')")
+    page.click("save_captions")
+    page.wait_for("find('report').textContent.includes('1 caption saved.')")
+    assert (folder / "01.txt").read_text().strip() == "a caption of my own"
+
+
+def test_a_wrong_folder_is_told_in_words(page, folder):
+    page.fill("option_dataset", folder / "nothing here")
+    page.click("check")
+    page.wait_for("find('report').textContent.includes('There is no folder')")
+    page.fill("option_dataset", folder)
+
+
+def test_pictures_can_be_dropped_in(page, home, folder):
+    page.find("dropped").locator("input[type=file]").set_input_files([str(folder / name) for name in ("02.png", "02.txt", "03.png")])
+    page.wait_for("find('report').querySelectorAll('figure').length === 2")
+    kept = home / "data" / "pictures" / "pictures"
+    assert page.find("option_dataset").locator("textarea, input").first.input_value() == str(kept)
+    assert sorted(path.name for path in kept.iterdir()) == ["02.png", "02.txt", "03.png"]
+    page.fill("option_dataset", folder)
+
+
+def test_training_moves_bar_and_chart_and_survives_a_reload(page, home):
+    page.fill("option_name", NAME)
+    page.fill("option_max_steps", 30)
+    page.unfold("group_watching")
+    page.fill("option_preview_every", 30)
+    page.fill("option_preview_prompts", "a large red star on a blue background")
+    page.unfold("option_more_watching")
+    page.fill("option_preview_steps", 4)
+    page.fill("option_validation_every", 15)
+    page.click("train")
+    page.wait_for("find('status').querySelectorAll('polyline.hypernetworks-loss').length > 0")
+    percent, points = page.percent(), page.chart_points()
+    assert page.state() == "running" and 0 < percent < 100
+    page.wait_for(f"Number(find('status').querySelector('[role=progressbar]').getAttribute('aria-valuenow')) > {percent}")
+    assert page.chart_points() > points
+
+    page.open()
+    page.wait_for(f"find('status').textContent.includes('{NAME}')")
+    assert page.percent() > percent and page.state() in ("running", "finished")
+    page.wait_for("find('status').querySelector('[data-state]').dataset.state !== 'running'")
+    assert page.state() == "finished" and page.percent() == 100 and page.chart_points() == 30
+    assert (home / "networks" / f"{NAME}.safetensors").is_file()
+    page.wait_for("find('previews').querySelectorAll('img').length === 2")
+
+
+def test_the_card_tells_of_the_file_and_try_it_leads_to_generating(page, home):
+    assert str(home / "networks" / f"{NAME}.safetensors") in page.find("card").inner_text()
+    assert f"{NAME}.safetensors" in page.find("downloads").inner_text().replace("\n", "")
+    page.click("try")
+    page.find("prompt").wait_for(state="visible")
+    assert page.find("prompt").locator("textarea").input_value() == "a large red star on a blue background"
+    page.wait_for(f"find('network_1').querySelector('input').value === '{NAME}'")
+    page.wait_for(f"find('tags').querySelector('textarea, input').value === '<hypernet:{NAME}>'")
+
+
+def test_the_new_file_changes_the_picture_at_strength_1_and_not_at_strength_0(page, browser, address):
+    fresh = Page(browser, address)  # as the next day: nothing is selected but what one picks
+    fresh.show_tab("Generate")
+    fresh.find("prompt").wait_for(state="visible")
+    fresh.fill("prompt", "a large red star on a blue background")
+    fresh.click("refresh")
+    field = fresh.find("network_1").locator("input").first
+    field.click()
+    fresh.tab.locator("[role=option], ul.options li").filter(has_text=NAME).first.click()
+    fresh.wait_for(f"find('network_1').querySelector('input').value === '{NAME}'")
+    fresh.fill("steps", 6)
+    fresh.fill("seed", 7)
+    differences = {}
+    for strength in (0, 1):
+        before = fresh.source("picture")
+        fresh.fill("strength_1", strength)
+        fresh.wait_for(f"find('tags').querySelector('textarea, input').value === '<hypernet:{NAME}{'' if strength else ':0'}>'")
+        fresh.click("generate")
+        fresh.wait_for(f"(find('picture').querySelector('img')?.src ?? '') !== '{before}' && find('plain_picture').querySelector('img')")
+        fresh.find("generate").wait_for(state="visible")
+        time.sleep(1)
+        with_it, without = fresh.pixels("picture"), fresh.pixels("plain_picture")
+        assert with_it.shape == without.shape == (128, 128, 3)
+        differences[strength] = int(numpy.abs(with_it.astype(int) - without).max())
+    assert differences[0] == 0
+    assert differences[1] > 16
+    assert fresh.errors == []
+
+
+def test_an_existing_name_is_asked_about(page, folder):
+    page.show_tab("Train Hypernetwork")
+    page.fill("option_dataset", folder)
+    page.fill("option_name", NAME)
+    page.click("train")
+    page.wait_for("find('note').textContent.includes('exists already')")
+    assert page.find("replace").is_visible() and page.find("continue").is_visible()
+    page.click("keep")
+    page.find("replace").wait_for(state="hidden")
+    assert page.state() == "finished"
+
+
+def test_nothing_went_wrong_in_the_page_and_nothing_was_asked_of_the_internet(page, home):
+    assert page.errors == []
+    assert page.elsewhere == []
+    assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())
+
+
+@pytest.mark.parametrize("width", [1400, 800])
+def test_nothing_sticks_out_to_the_side(browser, address, width):
+    narrow = Page(browser, address, width)
+    for title in ("Train Hypernetwork", "Generate"):
+        narrow.show_tab(title)
+        time.sleep(0.5)
+        assert narrow.tab.evaluate("document.documentElement.scrollWidth") <= width
