@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from classifier import COLORLESS, COLORS, SMALL, STYLES, Effort, Judge, prepare, shape_label, to_pixels
-from low_rank import LowRank, train_low_rank
+from low_rank import LowRank, load_low_rank, save_low_rank, train_low_rank
 from PIL import Image
 from report import arguments, grid, kept, table, write_figures
 
@@ -44,7 +43,8 @@ BARE, PER_LAYER, PER_WIDTH, LOW_RANK = "none", "per layer", "per width", "LoRA r
 ALL_ROWS, PROMPT_ROWS = "all rows", "prompt rows"
 RANK = 4
 LOW_RANK_RATE = "3e-3"
-SAMPLING_STEPS, CFG_SCALE, SEED = 20, 5.0, 1000
+SAMPLING_STEPS, CFG_SCALE, STRENGTH, SEED = 20, 4.0, 0.8, 1000
+AT_ONCE = 16  # pictures drawn together
 UNWATCHED = {"preview_every": 0, "validation_every": 0, "checkpoint_every": 0, "validation_share": 0.0}
 
 
@@ -94,10 +94,13 @@ class Bench:
 
     def measure(self, style: str, network: str) -> dict[str, Scores]:
         """Trains `network` (or takes the bare model) on the style's pictures, draws the prompts, judges them: acting rows -> scores. Kept."""
-        options = {} if network == BARE else self.options(style, network)
-        settings = [options, asdict(self.size), SAMPLING_STEPS, CFG_SCALE, SEED, RANK, self.host.model.hash]
-        measured = kept(self.out, f"{style}-{network}".replace(" ", "-"), settings, lambda: self._measure(style, network, options))
-        return {rows: Scores(**scores) for rows, scores in measured.items()}
+        name, options = f"{style}-{network}".replace(" ", "-"), {} if network == BARE else self.options(style, network)
+        how = [options, self.host.model.hash]
+        print(f"\n{style}, {network}", flush=True)
+        seconds = 0.0 if network == BARE else kept(self.out, f"training-{name}", how, lambda: self._train(style, network, options))
+        how += [SAMPLING_STEPS, CFG_SCALE, STRENGTH, SEED, self.size.prompts, asdict(self.size.judge)]
+        measured = kept(self.out, name, how, lambda: self._measure(style, network, name))
+        return {rows: Scores(**scores, seconds=seconds) for rows, scores in measured.items()}
 
     def options(self, style: str, network: str) -> dict[str, Any]:
         """The training's options: the project's preset for styles, but all pictures are trained on and nothing is watched."""
@@ -106,66 +109,73 @@ class Bench:
             return values | {"learning_rate": LOW_RANK_RATE}
         return values | {"per_layer": network == PER_LAYER}
 
-    def _measure(self, style: str, network: str, options: dict[str, Any]) -> dict[str, dict]:
-        print(f"\n{style}, {network}", flush=True)
-        started = time.monotonic()
-        draw = self.draw_bare if network == BARE else self._train(style, network, options)
-        seconds, found = time.monotonic() - started, {}
-        for rows in (ALL_ROWS,) if network == BARE else (ALL_ROWS, PROMPT_ROWS):
-            pictures = draw(rows)
-            grid(pictures, 12).save(self.out / f"{style}-{network}-{rows}.png".replace(" ", "-"))
-            found[rows] = asdict(self.score(pictures, style, seconds))
-        return found
-
-    def _train(self, style: str, network: str, options: dict[str, Any]) -> Callable[[str], list[Image.Image]]:
-        """A function from acting rows to pictures of the prompts, drawn with a network that was trained for it."""
-        folder = self.out / "pictures" / style
+    def _train(self, style: str, network: str, options: dict[str, Any]) -> float:
+        """Trains a network and leaves its file in the output folder; gives the seconds it took."""
+        folder, started = self.out / "pictures" / style, time.monotonic()
         make_pictures(folder, shapes.STYLES[style])
         if network == LOW_RANK:
-            low_rank = train_low_rank(folder, self.host, read(TrainingConfig, options), RANK)
-            return lambda rows: self.draw_low_rank(low_rank, rows)
-        trainer = HypernetworkTrainer(config=options)
-        show(trainer, trainer.run(folder, self.host, overwrite=True))
-        return lambda rows: self.draw([ActiveNetwork(options["name"], uncond=rows == ALL_ROWS)])
+            save_low_rank(train_low_rank(folder, self.host, read(TrainingConfig, options), RANK), self._low_rank_file(options["name"]))
+        else:
+            trainer = HypernetworkTrainer(config=options)
+            show(trainer, trainer.run(folder, self.host, overwrite=True))
+        return time.monotonic() - started
 
-    def draw(self, active: Sequence[ActiveNetwork], on_step: StepCallback | None = None) -> list[Image.Image]:
-        """One picture per prompt, each with its own seed."""
-        side = self.host.model.resolution
-        requests = [
-            GenerationRequest(content.caption(), steps=SAMPLING_STEPS, cfg_scale=CFG_SCALE, width=side, height=side, seed=SEED + number)
-            for number, content in enumerate(self.prompts)
-        ]
-        return [self.session.generate(self.host, request, active, on_step)[0] for request in requests]
+    def _low_rank_file(self, name: str) -> Path:
+        return self.out / "lora" / f"{name}.safetensors"
+
+    def _measure(self, style: str, network: str, name: str) -> dict[str, dict[str, float | None]]:
+        found = {}
+        for rows in (ALL_ROWS,) if network == BARE else (ALL_ROWS, PROMPT_ROWS):
+            pictures = self.draw(network, name, rows)
+            grid(pictures, 12).save(self.out / f"{name}-{rows}.png".replace(" ", "-"))
+            found[rows] = self.score(pictures, style)
+        return found
+
+    def draw(self, network: str, name: str, rows: str) -> list[Image.Image]:
+        """One picture per prompt, each with its own seed, with the network of that name acting on `rows`."""
+        if network == BARE:
+            self._bare = self._bare or self._draw(None)
+            return self._bare
+        if network == LOW_RANK:
+            return self.draw_low_rank(load_low_rank(self.host.unet, RANK, self._low_rank_file(name)), rows)
+        with self.session.applied(self.host, [ActiveNetwork(name, STRENGTH, uncond=rows == ALL_ROWS)]) as applied:
+            return self._draw(applied.at_step)
 
     def draw_low_rank(self, low_rank: LowRank, rows: str) -> list[Image.Image]:
         """The same with a LoRA."""
         edit = low_rank.edit()
 
         def choose_rows(step: int, steps: int) -> None:
-            edit.strength = Strength(torch.tensor([float(rows == ALL_ROWS or not negative) for negative in self.host.uncond_rows]))
+            edit.strength = Strength([STRENGTH * (rows == ALL_ROWS or not negative) for negative in self.host.uncond_rows])
 
         with attached(self.host.unet, [edit]):
-            return self.draw([], choose_rows)
+            return self._draw(choose_rows)
 
-    def draw_bare(self, rows: str = ALL_ROWS) -> list[Image.Image]:
-        """The same without a network; drawn once, since it is judged for every style."""
-        if self._bare is None:
-            self._bare = self.draw([])
-        return self._bare
+    def _draw(self, on_step: StepCallback | None) -> list[Image.Image]:
+        captions, side = [content.caption() for content in self.prompts], self.host.model.resolution
+        drawn: list[Image.Image] = []
+        for start in range(0, len(captions), AT_ONCE):
+            prompts = tuple(captions[start : start + AT_ONCE])
+            drawn += self.host.generate(
+                GenerationRequest(
+                    "", steps=SAMPLING_STEPS, cfg_scale=CFG_SCALE, width=side, height=side, seed=SEED + start, count=len(prompts), prompts=prompts
+                ),
+                on_step,
+            )
+        return drawn
 
-    def score(self, pictures: Sequence[Image.Image], style: str, seconds: float) -> Scores:
+    def score(self, pictures: Sequence[Image.Image], style: str) -> dict[str, float | None]:
         """What the judge says of pictures of the prompts that should be in this style."""
         judged = self.judge.judge(to_pixels(pictures)).tolist()
         styles, forms, colors = zip(*judged, strict=True)
         wanted_forms = [shape_label(content.shape, style) for content in self.prompts]
         seen_forms = [shape_label(shapes.SHAPES[form], style) for form in forms]
-        return Scores(
-            style=mean(float(STYLES[number] == style) for number in styles),
-            shape=mean(float(seen == wanted) for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
-            color=None if style in COLORLESS
+        return {
+            "style": mean(float(STYLES[number] == style) for number in styles),
+            "shape": mean(float(seen == wanted) for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
+            "color": None if style in COLORLESS
             else mean(float(COLORS[seen] == content.color) for seen, content in zip(colors, self.prompts, strict=True)),
-            seconds=seconds,
-        )
+        }
 
 
 def unseen_contents(count: int) -> list[shapes.Content]:
@@ -228,7 +238,7 @@ def report(bench: Bench, results: Results) -> str:
     columns = ("style", "network", "acts on", "style accuracy", "share of ceiling", "shape", "colour", "seconds of training")
     return "\n".join([
         "The judge on held-out pictures:", "", table(("class", "pictures", "style", "shape", "colour"), judged), "",
-        f"{bench.size.prompts} unseen prompts, {SAMPLING_STEPS} DDIM steps, CFG scale {CFG_SCALE:g}; {bench.size.steps} training steps:", "",
+        f"{bench.size.prompts} unseen prompts, {SAMPLING_STEPS} DDIM steps, CFG scale {CFG_SCALE:g}, strength {STRENGTH:g}; {bench.size.steps} training steps:", "",
         table(columns, measured), "",
     ])
 

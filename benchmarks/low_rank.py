@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -12,6 +13,7 @@ from hypernetworks.attention import LowRankEdit, attached, find_projections
 from hypernetworks.batches import Batches
 from hypernetworks.config import TrainingConfig
 from hypernetworks.dataset import read_folder
+from hypernetworks.files import write_atomically
 from hypernetworks.host import Host
 from hypernetworks.losses import add_noise, denoising_loss, denoising_target, min_snr_weights
 from hypernetworks.optimizers import make_optimizer
@@ -52,6 +54,19 @@ def train_low_rank(folder: Path, host: Host, config: TrainingConfig, rank: int) 
             _loss(batches, step, host, config).backward()
             nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
             optimizer.step()
+    return network.requires_grad_(False)
+
+
+def save_low_rank(network: LowRank, path: Path) -> None:
+    """Writes the weights, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: save_file(network.state_dict(), temporary))
+
+
+def load_low_rank(unet: nn.Module, rank: int, path: Path) -> LowRank:
+    """A LoRA of the same rank for the same kind of UNet, as `save_low_rank` wrote it."""
+    network = LowRank(unet, rank)
+    network.load_state_dict(load_file(path))
     return network.requires_grad_(False)
 
 

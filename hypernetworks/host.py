@@ -60,7 +60,10 @@ class PictureSize:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One txt2img job. The pictures have the seeds `seed`, `seed + 1`, ..."""
+    """One txt2img job. The pictures have the seeds `seed`, `seed + 1`, ...
+
+    `prompts`, where given, holds one literal prompt for each of the `count` pictures and takes the place of `prompt`.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -70,6 +73,7 @@ class GenerationRequest:
     height: int = 512
     seed: int = 0
     count: int = 1
+    prompts: tuple[str, ...] = ()
 
 
 StepCallback = Callable[[int, int], None]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,16 @@ def test_each_picture_of_a_batch_equals_its_single_run(embedded):
     for one, other in zip(batch, singles, strict=True):
         assert abs(levels(one) - levels(other)).max() <= 1
     assert abs(levels(batch[0]) - levels(batch[1])).max() > 50
+
+
+def test_the_pictures_of_one_job_may_have_prompts_of_their_own(embedded):
+    prompts = ("a large blue ring on a red background", "a small star")
+    together = embedded.generate(replace(STAR, prompt="", count=2, prompts=prompts))
+    for number, prompt in enumerate(prompts):
+        (alone,) = embedded.generate(replace(STAR, prompt=prompt, seed=STAR.seed + number))
+        assert np.abs(np.asarray(together[number], int) - np.asarray(alone, int)).max() <= 1
+    with pytest.raises(ConfigError, match="2 prompts for 3"):
+        embedded.generate(replace(STAR, count=3, prompts=prompts))
 
 
 def test_steps_are_announced_before_the_unet_is_evaluated_and_rows_are_known_then(embedded):

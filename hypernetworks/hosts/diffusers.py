@@ -270,8 +270,9 @@ class DiffusersHost:
         self._check(request)
         factor, scheduler = self._loaded().facts.latent_factor, _sampler(self._loaded().scheduler)
         guided, count = request.cfg_scale > 1, request.count
-        prompts = self.encode_prompts([request.negative_prompt, request.prompt] if guided else [request.prompt])
-        conditioning = prompts.rows([row for row in range(len(prompts.context)) for _ in range(count)])
+        conditioning = self.encode_prompts(
+            [request.negative_prompt] * (count if guided else 0) + list(request.prompts or [request.prompt] * count)
+        )
         size = PictureSize((request.height, request.width), (0, 0), (request.height, request.width))
         scheduler.set_timesteps(request.steps)
         shape = (1, self.unet.config.in_channels, request.height // factor, request.width // factor)
@@ -293,6 +294,8 @@ class DiffusersHost:
         return [self._decode(row[None]) for row in latents]
 
     def _check(self, request: GenerationRequest) -> None:
+        if request.prompts and len(request.prompts) != request.count:
+            raise ConfigError(f"There are {len(request.prompts)} prompts for {request.count} pictures; each picture needs one.")
         factor, longest = self._loaded().facts.latent_factor, len(self.alphas_cumprod) - 1
         if request.width < factor or request.height < factor or request.width % factor or request.height % factor:
             raise ConfigError(f"Width and height must be multiples of {factor}, not {request.width} x {request.height}.")
