@@ -108,8 +108,13 @@ class HypernetworkTrainer:
         yield from (Progress("warning", message=message) for message in batches.warnings)
         run = _Run(self, host, accelerator, batches, folder, target)
         run.begin(resume)
-        with host.training(self.config.gradient_checkpointing), attached(host.unet, [run.edit]):
-            yield from run.events()
+        try:
+            with host.training(self.config.gradient_checkpointing), attached(host.unet, [run.edit]):
+                yield from run.events()
+        except torch.cuda.OutOfMemoryError:
+            raise TrainingFailed(
+                f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
+            ) from None
 
 
     def _dataset(self, dataset: str | Path | Dataset | None, host: Host) -> Dataset:
@@ -168,6 +173,8 @@ class _Run:
         self.network.load_state_dict(state["weights"])
         asked = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         for group, values in zip(optimizer.param_groups, asked, strict=True):
             group.update(values)  # what is asked now counts, not what the checkpoint was made with
         self.step = state["step"]
@@ -294,6 +301,7 @@ class _Run:
                 "structure": outline(self.network),
                 "weights": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             }
         )
         return Progress("checkpoint", self.step, self.steps, path=path)
