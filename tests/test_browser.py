@@ -171,6 +171,7 @@ def test_pictures_can_be_dropped_in(page, home, folder):
 def test_training_moves_bar_and_chart_and_survives_a_reload(page, home):
     page.fill("option_name", NAME)
     page.fill("option_max_steps", 30)
+    page.fill("option_batch_size", 16)  # slow enough to be watched
     page.unfold("group_watching")
     page.fill("option_preview_every", 30)
     page.fill("option_preview_prompts", "a large red star on a blue background")
