@@ -75,7 +75,7 @@ class Page:
 
     def __init__(self, browser, address, width=1400):
         self.tab = browser.new_page(viewport={"width": width, "height": 1000})
-        self.tab.set_default_timeout(60_000)
+        self.tab.set_default_timeout(SLOW)
         self.errors, self.elsewhere = [], []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else self.elsewhere.append(request.url))
@@ -171,7 +171,7 @@ def test_pictures_can_be_dropped_in(page, home, folder):
 def test_training_moves_bar_and_chart_and_survives_a_reload(page, home):
     page.fill("option_name", NAME)
     page.fill("option_max_steps", 30)
-    page.fill("option_batch_size", 16)  # slow enough to be watched
+    page.fill("option_batch_size", 32)  # slow enough to be watched
     page.unfold("group_watching")
     page.fill("option_preview_every", 30)
     page.fill("option_preview_prompts", "a large red star on a blue background")
