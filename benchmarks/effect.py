@@ -146,7 +146,7 @@ class Bench:
         edit = low_rank.edit()
 
         def choose_rows(step: int, steps: int) -> None:
-            edit.strength = Strength([STRENGTH * (rows == ALL_ROWS or not negative) for negative in self.host.uncond_rows])
+            edit.strength = Strength([STRENGTH * (rows == ALL_ROWS or not row.uncond) for row in self.host.rows])
 
         with attached(self.host.unet, [edit]):
             return self._draw(choose_rows)

@@ -192,13 +192,15 @@ def attached(unet: nn.Module, edits: Sequence[Edit]) -> Iterator[Attachment]:
     """The UNet with the edits at work, residual ones chained in their order. Afterwards nothing is left, also after an exception."""
     attachment = Attachment(unet, edits)
     try:
+        attachment.put_on()
         yield attachment
     finally:
         attachment.remove()
 
 
 class Attachment:
-    """Edits on a UNet until `remove()`. One at a time sees a UNet's pass; its tensors live until the next pass or removal.
+    """Edits for a UNet, at work between `put_on()` and `remove()`. One at a time sees a UNet's pass; its tensors live until the next pass
+    or removal.
 
     In one pass every cross-attention layer gets the same context tensor. Networks that several layers share are evaluated on it once,
     before the first block: inside a block the result would be recorded within a checkpointed region, whose recomputation then
@@ -207,14 +209,24 @@ class Attachment:
 
     def __init__(self, unet: nn.Module, edits: Sequence[Edit]) -> None:
         self.evaluations = 0  # of small networks, since attached
-        self._chains: list[_Chain] = []
         self._context: Tensor | None = None
         self._edited: dict[tuple, Tensor] = {}
         self._handles: list[Any] = []
-        projections = find_projections(unet)
-        self._check_fit(projections, edits)
+        self._unet, self._edits = unet, list(edits)
+        self._projections = find_projections(unet)
+        self._check_fit(self._projections, edits)
+        self._chains = [
+            _Chain(projection, links)
+            for projection in self._projections
+            if (links := [(edit, f) for edit in edits if isinstance(edit, ResidualEdit) and (f := edit.network_for(projection)) is not None])
+        ]
+
+    def put_on(self) -> None:
+        """Puts the hooks on the UNet, if they are not there. What was found out about the UNet is kept, so that this costs little."""
+        if self._handles:
+            return
         try:
-            self._hook(unet, projections, edits)
+            self._hook()
         except BaseException:
             self.remove()
             raise
@@ -240,19 +252,17 @@ class Attachment:
                     f"The hypernetwork {edit.network.name!r} is for {has}; the loaded model has the widths {widths} and none of these layers."
                 )
 
-    def _hook(self, unet: nn.Module, projections: Sequence[Projection], edits: Sequence[Edit]) -> None:
-        for projection in projections:
-            links = [(edit, f) for edit in edits if isinstance(edit, ResidualEdit) and (f := edit.network_for(projection)) is not None]
-            if links:
-                chain = _Chain(projection, links)
-                self._chains.append(chain)
-                self._handles.append(projection.module.register_forward_pre_hook(self._before(chain)))
-            for edit in edits:
-                if isinstance(edit, LowRankEdit) and projection.name in edit.weights:
-                    self._handles.append(projection.module.register_forward_hook(_add_low_rank(projection, edit)))
+    def _hook(self) -> None:
+        for chain in self._chains:
+            self._handles.append(chain.module.register_forward_pre_hook(self._before(chain)))
+        for edit in self._edits:
+            if isinstance(edit, LowRankEdit):
+                for projection in self._projections:
+                    if projection.name in edit.weights:
+                        self._handles.append(projection.module.register_forward_hook(_add_low_rank(projection, edit)))
         if shared := _shared(self._chains):
-            self._handles.append(unet.register_forward_pre_hook(self._evaluate_shared(shared), with_kwargs=True))
-            self._handles.append(unet.register_forward_hook(self._after_pass, always_call=True))
+            self._handles.append(self._unet.register_forward_pre_hook(self._evaluate_shared(shared), with_kwargs=True))
+            self._handles.append(self._unet.register_forward_hook(self._after_pass, always_call=True))
 
     def _before(self, chain: _Chain):
         def hook(module: nn.Module, inputs: tuple) -> tuple:
@@ -316,7 +326,7 @@ class _Chain:
 
     def __init__(self, projection: Projection, links: list[tuple[ResidualEdit, nn.Module]]) -> None:
         self.attention, self.part, self.block = projection.attention, projection.part, projection.block
-        self.in_width = projection.in_width
+        self.in_width, self.module = projection.in_width, projection.module
         self.links = links
 
     def key(self) -> tuple:

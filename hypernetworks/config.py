@@ -38,7 +38,7 @@ class Option:
         """`value` as the option's kind. Raises `ConfigError` with the option's label and what it takes."""
         try:
             value = self._convert(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last for infinity as a whole number
             raise ConfigError(f"{self.label} ({self.name}) cannot be {value!r}: it takes {self.takes()}.") from None
         for member in value if self.kind is tuple else (value,):
             below = self.minimum is not None and not isinstance(member, str) and member < self.minimum
@@ -125,6 +125,9 @@ class TrainingConfig:
         True, "One pair per layer",
         "Every attention layer gets its own networks. Learns styles better; only this extension reads such files. "
         "Off: one pair per width, a file that every web UI's hypernetwork code reads.", group="Network")
+    also_pt: bool = option(
+        False, "Also write .pt",
+        "The finished network is written a second time, as the .pt that web UIs without this extension list. Needs “One pair per layer” off.", group="Network")
     target_layers: tuple[str, ...] = option(
         ("attn1", "attn2"), "Layers",
         "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "

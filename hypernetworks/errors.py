@@ -44,3 +44,23 @@ class HostBusy(HypernetworkError):
 
 class NotBound(HypernetworkError):
     """A network whose shapes come from a model was used before it met one."""
+
+
+class AccessRefused(HypernetworkError):
+    """A folder that a client may not name."""
+
+
+class NotThere(HypernetworkError):
+    """A hypernetwork, a run or a picture that a client asks for and that does not exist."""
+
+
+class BodyRefused(HypernetworkError):
+    """What a client sent is not of the kind that is asked for."""
+
+
+class BodyTooLarge(BodyRefused):
+    """What a client sent is larger than what is taken."""
+
+
+class Interrupted(HypernetworkError):
+    """The host's user interrupted what was being drawn."""

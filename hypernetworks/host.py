@@ -42,11 +42,16 @@ class Conditioning:
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch out of several."""
+        """One batch out of several; shorter contexts repeat their last token (A1111 modules/prompt_parser.py, stack_conds)."""
+        longest = max(part.context.shape[1] for part in parts)
         pooled = [part.pooled for part in parts]
-        return Conditioning(
-            torch.cat([part.context for part in parts]), None if pooled[0] is None else torch.cat(pooled)
-        )
+        contexts = torch.cat([_padded(part.context, longest) for part in parts])
+        return Conditioning(contexts, None if pooled[0] is None else torch.cat(pooled))
+
+
+def _padded(context: torch.Tensor, tokens: int) -> torch.Tensor:
+    missing = tokens - context.shape[1]
+    return context if not missing else torch.cat([context, context[:, -1:].expand(-1, missing, -1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class PictureSize:
 class GenerationRequest:
     """One txt2img job. The pictures have the seeds `seed`, `seed + 1`, ...
 
-    `prompts`, where given, holds one literal prompt for each of the `count` pictures and takes the place of `prompt`.
+    `prompts`, where given, holds one prompt for each of the `count` pictures and takes the place of `prompt`. With `literal`, a host that
+    has an emphasis syntax takes the prompts without it.
     """
 
     prompt: str
@@ -74,10 +80,19 @@ class GenerationRequest:
     seed: int = 0
     count: int = 1
     prompts: tuple[str, ...] = ()
+    literal: bool = True
 
 
 StepCallback = Callable[[int, int], None]
 """Called before each evaluation of the UNet with (step, steps), step counted from 0."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a UNet evaluation belongs to: a picture's place in the batch, and its negative prompt or its prompt."""
+
+    picture: int
+    uncond: bool
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ class Folders:
 
 
 class Host(Protocol):
-    """What a host must offer. Implementations: `hosts/diffusers.py` (standalone)."""
+    """What a host must offer. Implementations: `hosts/diffusers.py` (standalone), `hosts/a1111.py`, `hosts/forge.py`."""
 
     folders: Folders
 
@@ -129,8 +144,12 @@ class Host(Protocol):
         """[T] float32 on the CPU: the noise schedule's cumulative product of alphas."""
 
     @property
-    def uncond_rows(self) -> tuple[bool, ...]:
-        """Which rows of the UNet evaluation that `on_step` announces see the negative prompt; empty between pictures."""
+    def rows(self) -> tuple[Row, ...]:
+        """Of the UNet evaluation that `on_step` announces, what each row is; empty between pictures."""
+
+    @property
+    def captioner(self) -> Callable[[Image.Image], str] | None:
+        """Describes a picture (RGB) in words, within `exclusive`; None where the host has none."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Literal text (no emphasis syntax) to conditioning, no gradient, on `device`."""
@@ -156,7 +175,10 @@ class Host(Protocol):
         everything is as it was, also after an exception."""
 
     def generate(self, request: GenerationRequest, on_step: StepCallback | None = None) -> list[Image.Image]:
-        """Pictures from the UNet as it is hooked now. Leaves the process's random state as it was."""
+        """Pictures from the UNet as it is hooked now. Leaves the process's random state as it was. Raises `Interrupted`."""
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Holds the host's job lock. Raises `HostBusy` where the host would rather refuse than wait."""
+
+    def report(self, text: str, step: int, steps: int) -> bool:
+        """Says how far a long job is, where the host has a place for that. True: the host's user asked to interrupt it."""

@@ -118,6 +118,8 @@ class Job:
             with host.exclusive():
                 for event in events():
                     self._note(event)
+                    if host.report(f"Training {self.config.name}", event.step, event.steps):
+                        self.stop()
         except HypernetworkError as error:
             self.error = str(error)
         except Exception as error:  # the thread's end: nobody above could tell the user

@@ -30,8 +30,8 @@ PRESETS = {
         {"caption_dropout": 0.0, "max_steps": 200, "preview_every": 50, "validation_every": 25},
     ),
     "A1111-compatible": Preset(
-        "A file that every web UI's own hypernetwork code can read too: one pair of networks per width. Learns textures less well.",
-        {"per_layer": False},
+        "For every web UI's own hypernetwork code too: one pair of networks per width, written as .pt as well. Learns textures less well.",
+        {"per_layer": False, "also_pt": True},
     ),
 }
 

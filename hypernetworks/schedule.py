@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import ConfigError
@@ -70,13 +69,3 @@ class LearningRate:
 def strength_at(start: float, end: float, step: int, steps: int) -> float:
     """1.0 while sampling step `step` (from 0) of `steps` lies within the shares `start`..`end` of the way, else 0.0."""
     return 1.0 if start <= step / max(1, steps) < end or (end >= 1.0 and step / max(1, steps) >= start) else 0.0
-
-
-def strength_per_row(strength: float, uncond_rows: Sequence[bool]) -> float | list[float]:
-    """The strength of each row of a UNet evaluation where the negative prompt's rows are left alone.
-
-    One number wherever all rows have the same, so that they can share what is evaluated.
-    """
-    if strength == 0 or not any(uncond_rows):
-        return strength
-    return [0.0 if negative else strength for negative in uncond_rows]

@@ -22,7 +22,7 @@ from .batches import Batch, Batches, left_out
 from .checkpoint import Row, RunFolder
 from .config import TrainingConfig, plain, read
 from .dataset import Dataset, read_folder
-from .errors import ConfigError, NameTaken, TrainingFailed
+from .errors import ConfigError, Interrupted, NameTaken, TrainingFailed
 from .files import check_name, load, save
 from .host import GenerationRequest, Host
 from .losses import add_noise, denoising_loss, denoising_target, min_snr_weights
@@ -30,7 +30,7 @@ from .networks import new_network, outline, training_metadata
 from .optimizers import make_optimizer, parameter_groups
 from .plan import seed_for
 from .residual import ResidualHypernetwork
-from .schedule import LearningRate, is_auto, strength_per_row
+from .schedule import LearningRate, is_auto
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -91,11 +91,14 @@ class HypernetworkTrainer:
         host = host or _standalone_host()
         name = check_name(self.config.name)
         target = host.folders.networks / f"{name}.safetensors"
+        folder = RunFolder(host.folders.runs, name)
         if target.exists() and not (resume or overwrite):
             raise NameTaken(f"A hypernetwork named {name!r} exists already; replace it, continue its training, or choose another name.")
+        if self.config.also_pt and not overwrite:
+            _check_pt_is_ours(target.with_suffix(".pt"), folder if resume else None)
+        _check_pt_can_hold(self.config, self.config.per_layer if self.hypernetwork is None else self.hypernetwork.per_layer)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
-        folder = RunFolder(host.folders.runs, name)
         dataset = self._dataset(dataset, host)
         yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
         accelerator = _accelerator(self.config, host.device)
@@ -116,7 +119,6 @@ class HypernetworkTrainer:
                 f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
             ) from None
 
-
     def _dataset(self, dataset: str | Path | Dataset | None, host: Host) -> Dataset:
         if isinstance(dataset, Dataset):
             return dataset
@@ -125,6 +127,20 @@ class HypernetworkTrainer:
             resolution=self.config.resolution or host.model.resolution,
             shared_caption=self.config.shared_caption,
             cache=host.folders.data / "latents",
+        )
+
+
+def _check_pt_is_ours(pt: Path, run: RunFolder | None) -> None:
+    """Raises `NameTaken` for a file that the run which is gone on from did not write."""
+    if pt.exists() and not (run and run.about().get("options", {}).get("also_pt")):
+        raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
+
+
+def _check_pt_can_hold(config: TrainingConfig, per_layer: bool) -> None:
+    """Raises `ConfigError` where a network of that kind is to be written as a `.pt`."""
+    if config.also_pt and per_layer:
+        raise ConfigError(
+            "A .pt file cannot hold one pair of networks per layer: turn off Also write .pt (also_pt), or One pair per layer (per_layer)."
         )
 
 
@@ -153,6 +169,7 @@ class _Run:
         if network is None and resume and state is None and self.target.exists():
             network = load(self.target)
         self.network = network if network is not None else new_network(self.host.unet, self.config)
+        _check_pt_can_hold(self.config, self.network.per_layer)  # a file that is gone on from may be of the other kind
         self.trainer.hypernetwork = self.network
         self.network.to(self.host.device, torch.float32).train()
         self.network.requires_grad_(True)
@@ -274,10 +291,14 @@ class _Run:
         paths = []
         for number, prompt in enumerate(self.batches.preview_prompts(), 1):
             request = GenerationRequest(
-                prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed
+                prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed,
+                literal=not config.preview_prompts.strip(),  # captions are; what a user writes for the host is in the host's syntax
             )
-            with torch.no_grad():
-                picture = self.host.generate(request, self._before_preview_step)[0]
+            try:
+                with torch.no_grad():
+                    picture = self.host.generate(request, self._before_preview_step)[0]
+            except Interrupted:  # the host says so in `report`, too; the run is stopped there
+                break
             paths.append(self.folder.preview_path(self.step, number))
             picture.save(paths[-1])
         self.edit.strength = Strength()
@@ -287,7 +308,7 @@ class _Run:
 
     def _before_preview_step(self, step: int, steps: int) -> None:
         """A preview looks as the finished file will: its negative side is changed only if it was trained to be."""
-        self.edit.strength = Strength(1.0 if self.config.caption_dropout else strength_per_row(1.0, self.host.uncond_rows))
+        self.edit.strength = Strength(1.0 if self.config.caption_dropout else [float(not row.uncond) for row in self.host.rows])
 
     def _checkpoint(self) -> Progress:
         """The network as a file, and all that is needed to go on from here."""
@@ -312,10 +333,12 @@ class _Run:
         if self.trainer._cancel.is_set():
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
         self._checkpoint()
-        save(self.network, self.target, overwrite=True)
+        written = [self.target, self.target.with_suffix(".pt")] if self.config.also_pt else [self.target]
+        for path in written:
+            save(self.network, path, overwrite=True)
         kind = "finished" if self.step >= self.steps else "stopped"
         return Progress(
-            kind, self.step, self.steps, message=f"Saved {self.target.name}.", validation_loss=self.validation_loss,
+            kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
             pictures=self.last_previews, path=self.target,
         )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_models import FAMILIES, change_json, make_pipeline
 
 from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
-from hypernetworks.host import Conditioning, Folders, GenerationRequest, PictureSize
+from hypernetworks.host import Conditioning, Folders, GenerationRequest, PictureSize, Row
 from hypernetworks.hosts.diffusers import EMBEDDED_MODEL, DiffusersHost
 
 STAR = GenerationRequest("a large red star on a blue background", "a circle", steps=3, cfg_scale=3.0, width=64, height=64, seed=7)
@@ -142,12 +142,12 @@ def test_steps_are_announced_before_the_unet_is_evaluated_and_rows_are_known_the
     events = []
     handle = embedded.unet.register_forward_pre_hook(lambda module, inputs: events.append(("evaluated", len(inputs[0]))))
     try:
-        embedded.generate(STAR, lambda step, steps: events.append((step, steps, embedded.uncond_rows)))
+        embedded.generate(STAR, lambda step, steps: events.append((step, steps, embedded.rows)))
     finally:
         handle.remove()
-    announced = [event for i in range(3) for event in ((i, 3, (True, False)), ("evaluated", 2))]
+    announced = [event for i in range(3) for event in ((i, 3, (Row(0, True), Row(0, False))), ("evaluated", 2))]
     assert events == announced
-    assert embedded.uncond_rows == ()
+    assert embedded.rows == ()
 
 
 def test_rows_without_guidance_all_see_the_prompt_and_are_forgotten_after_an_exception(embedded):
@@ -156,12 +156,12 @@ def test_rows_without_guidance_all_see_the_prompt_and_are_forgotten_after_an_exc
     seen = []
 
     def interrupt(step, steps):
-        seen.append(embedded.uncond_rows)
+        seen.append(embedded.rows)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         embedded.generate(dataclasses.replace(STAR, cfg_scale=1.0, count=2), interrupt)
-    assert seen == [(False, False)] and embedded.uncond_rows == ()
+    assert seen == [(Row(0, False), Row(1, False))] and embedded.rows == ()
 
 
 def test_generating_leaves_the_random_state_of_the_process_alone(embedded):

@@ -47,6 +47,11 @@ class Trainer:
 class OneJobHost:
     def __init__(self):
         self.lock = threading.Lock()
+        self.reported, self.interrupted_at = [], None
+
+    def report(self, text, step, steps):
+        self.reported.append((text, step, steps))
+        return step == self.interrupted_at
 
     @contextmanager
     def exclusive(self):
@@ -62,6 +67,15 @@ def run(*script, host=None):
     jobs = Jobs(host or OneJobHost(), Trainer(*script))
     job = jobs.start(TrainingConfig(name="striped"))
     return jobs, job
+
+
+def test_the_host_hears_how_far_a_run_is_and_its_interrupt_stops_and_saves():
+    host = OneJobHost()
+    host.interrupted_at = 2
+    jobs, job = run(event("step", 1, 3, loss=0.5), event("step", 2, 3, loss=0.4), event("stopped", 2, 3), host=host)
+    assert job.wait(10)
+    assert host.reported == [("Training striped", 1, 3), ("Training striped", 2, 3), ("Training striped", 2, 3)]
+    assert job.ending == "stop"
 
 
 def test_a_run_goes_on_in_the_background_and_is_found_again():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypernetworks.errors import ConfigError
-from hypernetworks.schedule import LearningRate, strength_at, strength_per_row
+from hypernetworks.schedule import LearningRate, strength_at
 
 
 def test_a1111_syntax_is_a_staircase():
@@ -78,9 +78,3 @@ def test_strength_acts_within_its_share_of_the_steps():
     assert [strength_at(0.25, 0.75, step, 8) for step in range(8)] == [0, 0, 1, 1, 1, 1, 0, 0]
     assert all(strength_at(0.0, 1.0, step, 8) == 1 for step in range(8))
     assert all(strength_at(0.5, 0.5, step, 8) == 0 for step in range(8))
-
-
-def test_rows_of_the_negative_prompt_are_left_alone():
-    assert strength_per_row(0.5, (True, False)) == [0.0, 0.5]
-    assert strength_per_row(0.5, (False, False)) == strength_per_row(0.5, ()) == 0.5
-    assert strength_per_row(0.0, (True, False)) == 0.0

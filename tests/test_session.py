@@ -1,4 +1,5 @@
 """From names to changed pictures and back: what a session puts on a host's UNet, when, on which rows, and that it comes off."""
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,49 @@ def test_networks_are_chained_in_their_order_with_their_strengths(host, session)
     strength = Strength(0.5, 0.2, 0.9, 0.1, 0.6, 0.8)
     assert torch.equal(found, predict_with(host, (load("oil"), strength), (load("ink"), Strength(-0.7))))
     assert not torch.equal(found, predict_with(host, (load("ink"), Strength(-0.7)), (load("oil"), strength)))
+
+
+def test_each_picture_of_a_batch_follows_the_tags_of_its_own_prompt_in_their_order(host, session):
+    import dataclasses
+
+    prompts = (
+        "a large red star<hypernet:oil:0.6><hypernet:ink:-0.7>", "a small blue disc", "a green ring<hypernet:ink:0.4><hypernet:oil:0.6>",
+        "a red ring<hypernet:oil:0.6:k=0.5:end=0.5:uncond=0>",
+    )
+    together = session.generate(host, dataclasses.replace(STAR, count=4, prompts=prompts))
+    for number, prompt in enumerate(prompts):
+        (alone,) = session.generate(host, dataclasses.replace(STAR, prompt=prompt, seed=STAR.seed + number))
+        apart = np.abs(np.asarray(together[number], int) - np.asarray(alone, int)).max()
+        assert apart <= 2, (prompt, apart)
+
+
+def test_a_chain_holds_every_pictures_networks_in_that_pictures_order(host, session):
+    oil, ink, weak = ActiveNetwork("oil"), ActiveNetwork("ink", 0.5), ActiveNetwork("oil", 0.3)
+    pictures = [[oil, ink], [], [ink, weak], [ink, ink, oil]]
+    links = session.prepare(host, pictures).links
+    for number, wanted in enumerate(pictures):
+        assert [link.active[number] for link in links if link.active[number] is not None] == wanted
+    assert len(links) == 4  # oil ink ink oil: no network stands there more often than some picture needs it
+
+
+def test_what_cannot_be_used_can_be_left_out_and_is_named(host, session):
+    applied = session.prepare(host, [[ActiveNetwork("gone"), ActiveNetwork("oil")], [ActiveNetwork("sd1")]], leave_out=True)
+    assert len(applied.links) == 1 and len(applied.notes) == 2
+    assert "'gone'" in applied.notes[0] and "'sd1'" in applied.notes[1]
+
+
+def test_networks_can_be_taken_off_and_put_on_again(host, session):
+    bare = predict(host)
+    applied = session.prepare(host, [[ActiveNetwork("oil", 0.5)]])
+    assert torch.equal(predict(host), bare)
+    applied.put_on()
+    applied.put_on()
+    changed = predict(host)
+    applied.remove()
+    assert torch.equal(predict(host), bare) and not torch.equal(changed, bare)
+    applied.put_on()
+    assert torch.equal(predict(host), changed)
+    applied.remove()
 
 
 def test_a_network_works_from_its_start_to_its_end(host, session):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from hypernetworks import files
 from hypernetworks.attention import ResidualEdit, attached
 from hypernetworks.batches import Batches
+from hypernetworks.catalog import Catalog
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.dataset import read_folder
@@ -280,3 +281,56 @@ def test_training_goes_on_with_a_network_that_is_given(host):
     before = weights(network)
     path = one.train(host=host)
     assert isinstance(path, Path) and one.hypernetwork is network and not equal(weights(network), before)
+
+
+def test_a_pt_is_written_beside_the_file_on_request_and_the_catalog_lists_the_network_once(host):
+    end = events(trainer(also_pt=True, max_steps=2), host)[-1]
+    safetensors, pt = (host.folders.networks / f"quick.{suffix}" for suffix in ("safetensors", "pt"))
+    assert end.path == safetensors and "quick.safetensors and quick.pt" in end.message
+    assert equal(weights(files.load(pt)), weights(files.load(safetensors))) and files.load(pt).step == 2
+    catalog = Catalog(host.folders.networks)
+    assert catalog.names() == ["quick"] and catalog.path("quick") == safetensors
+
+
+def test_a_stopped_run_writes_the_pt_too_and_going_on_replaces_it(host):
+    first = trainer(also_pt=True)
+    for event in first.run(host=host):
+        if event.kind == "step" and event.step == 2:
+            first.stop()
+    pt = host.folders.networks / "quick.pt"
+    assert files.load(pt).step == 2
+    events(trainer(also_pt=True), host, resume=True)
+    assert files.load(pt).step == 4
+
+
+def test_a_cancelled_run_writes_no_pt(host):
+    one = trainer(also_pt=True)
+    for event in one.run(host=host):
+        if event.kind == "step":
+            one.cancel()
+    assert not list(host.folders.networks.glob("*"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_somebody_elses_pt_is_never_overwritten_unasked(host, resume):
+    if resume:
+        events(trainer(max_steps=1), host)  # a run of that name that wrote no .pt
+    pt = host.folders.networks / "quick.pt"
+    pt.parent.mkdir(parents=True, exist_ok=True)
+    pt.write_bytes(b"mine")
+    with pytest.raises(NameTaken, match="quick.pt already"):
+        events(trainer(also_pt=True), host, resume=resume)
+    assert pt.read_bytes() == b"mine"
+    events(trainer(also_pt=True, max_steps=1), host, overwrite=True)
+    assert files.load(pt).step == 1
+
+
+def test_a_pt_of_a_network_per_layer_is_refused_before_anything_starts(host, tmp_path):
+    with pytest.raises(ConfigError, match="per layer.*also_pt"):
+        events(trainer(also_pt=True, per_layer=True), host)
+    assert not list(tmp_path.iterdir())
+    events(trainer(per_layer=True, max_steps=1), host)
+    shutil.rmtree(host.folders.runs)  # goes on from the file, which is of the other kind than the options say
+    with pytest.raises(ConfigError, match="per layer.*also_pt"):
+        events(trainer(also_pt=True, per_layer=False), host, resume=True)
+    assert not RunFolder(host.folders.runs, "quick").path.exists()

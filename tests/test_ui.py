@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Host:
-    """A model that draws grey pictures, and is busy when told so."""
+    """A model that draws grey pictures, is busy when told so, and describes pictures when given words for it."""
 
     model = ModelFacts("small", "0123456789", "sd1", "epsilon", 128)
 
@@ -44,12 +44,17 @@ class Host:
         self.folders = Folders.below(folder)
         self.folders.networks.mkdir(parents=True)
         self.busy, self.requests = False, []
+        self.captioner, self.reports, self.interrupted = None, [], False
 
     @contextmanager
     def exclusive(self):
         if self.busy:
             raise HostBusy("The model is busy with another job.")
         yield
+
+    def report(self, text, step, steps):
+        self.reports.append((step, steps))
+        return self.interrupted
 
     def generate(self, request, on_step=None):
         self.requests.append(request)
@@ -230,7 +235,7 @@ def test_a_preset_is_found_in_any_case_and_a_wrong_name_gets_a_hint():
 
 def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures):
     (pictures / "broken.png").write_bytes(b"not a picture")
-    html, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "")
+    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "")
     words = text(html)
     assert "3 pictures , 1 without a caption." in words
     assert html.count("<figure>") == 3 and "a robin</textarea>" in html
@@ -240,7 +245,7 @@ def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures)
 
 
 def test_the_check_keeps_a_name_that_was_given(page, pictures):
-    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "mine")[2], str)
+    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "mine")[3], str)
 
 
 @pytest.mark.parametrize(
@@ -267,10 +272,73 @@ def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
 def test_edited_captions_go_into_text_files_beside_the_pictures(page, pictures):
     (pictures / "two crows.TXT").write_text("crows")
     edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": " a wren \n", "two crows.png": "three crows"}})
-    html = page.train.pictures.save(edits, str(pictures), "", 0, 64)
+    html, _ = page.train.pictures.save(edits, str(pictures), "", 0, 64)
     assert "2 captions saved." in html
     assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren\n"
     assert [picture.caption for picture in read_folder(pictures).pictures] == ["a wren", "a robin", "three crows"]
+
+
+def write_captions(page, folder, edits=""):
+    page.train.pictures.begin_captions()
+    return page.train.pictures.write_captions(edits, str(folder), "", 0, 64, progress=lambda *_, **__: None)
+
+
+def test_captions_are_offered_where_the_host_describes_pictures_and_some_need_it(page, host, pictures):
+    def offer():
+        return page.train.pictures.check(str(pictures), "", 0, 64, "")[2]
+
+    assert not offer()["visible"]
+    host.captioner = lambda image: "a wren"
+    assert offer()["visible"] and offer()["value"] == "Write captions for 1 picture"
+    edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": "a wren"}})
+    assert not page.train.pictures.save(edits, str(pictures), "", 0, 64)[1]["visible"]
+
+
+def test_captions_are_written_and_shown_to_be_edited(page, host, pictures):
+    Image.new("RGB", (64, 64), "red").save(pictures / "IMG_0002.png")
+    host.captioner = lambda image: f"a wren of {image.width} pixels, by Anna Berg"
+    html, offer, stop = write_captions(page, pictures)
+    assert "2 of 2 captions written." in text(html) and html.count("<figure>") == 4
+    assert "a wren of 100 pixels, by Anna Berg</textarea>" in html and "a wren of 64 pixels, by Anna Berg</textarea>" in html
+    assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren of 100 pixels, by Anna Berg\n"
+    assert not offer["visible"] and not stop["visible"] and host.reports == [(1, 2), (2, 2)]
+
+
+def test_what_was_typed_on_the_page_counts_before_what_the_host_would_say(page, host, pictures):
+    host.captioner = lambda image: "theirs"
+    html, *_ = write_captions(page, pictures, json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": "mine"}}))
+    assert "mine</textarea>" in html and (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "mine\n"
+
+
+@pytest.mark.parametrize("by_the_host", [False, True])
+def test_writing_captions_can_be_stopped(page, host, pictures, by_the_host):
+    for number in (2, 3):
+        Image.new("RGB", (64, 64), "red").save(pictures / f"IMG_000{number}.png")
+
+    def captioner(image):
+        host.interrupted = by_the_host
+        if not by_the_host:
+            page.train.pictures.stop_captions()
+        return "a wren"
+
+    host.captioner = captioner
+    html, offer, _ = write_captions(page, pictures)
+    assert "1 of 3 captions written." in text(html) and offer["value"] == "Write captions for 2 pictures"
+    host.captioner, host.interrupted = lambda image: "a wren", False
+    assert "2 of 2 captions written." in text(write_captions(page, pictures)[0])
+
+
+def test_captions_that_cannot_be_had_are_one_sentence(page, host, pictures):
+    host.captioner = lambda image: "a wren<error>"
+    html, offer, stop = write_captions(page, pictures)
+    assert "IMG_0001.png could not be captioned" in text(html) and 'role="alert"' in html and "written" not in text(html)
+    assert html.count("<figure>") == 3 and offer["visible"] and not stop["visible"]
+    host.busy = True
+    assert "The model is busy with another job." in text(write_captions(page, pictures)[0])
+    host.captioner = None
+    assert "nothing to write captions with" in text(write_captions(page, pictures)[0])
+    assert "There is no folder" in text(write_captions(page, "/nowhere/at all")[0])
+    assert not list(pictures.glob("*.txt"))
 
 
 def test_captions_are_only_written_for_pictures_of_the_folder(pictures):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
-from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, StepCallback
+from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, Row, StepCallback
 from . import model_folder, single_file
 from .single_file import WANTED
 
@@ -71,7 +71,7 @@ class DiffusersHost:
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self._single_file = single_file.recognise(self.path) if self.path.is_file() else None
         self._pipeline_class = self._single_file.pipeline if self._single_file else model_folder.recognise(self.path)
-        self._uncond_rows: tuple[bool, ...] = ()
+        self._rows: tuple[Row, ...] = ()
         self._job, self._loading = threading.Lock(), threading.RLock()
         self._model: _Model | None = None
         self._encoders: _Encoders | None = None
@@ -96,9 +96,14 @@ class DiffusersHost:
         return self._loaded().scheduler.alphas_cumprod.float().cpu()
 
     @property
-    def uncond_rows(self) -> tuple[bool, ...]:
-        """Of the UNet evaluation that `on_step` announces: which rows see the negative prompt. Empty between pictures."""
-        return self._uncond_rows
+    def rows(self) -> tuple[Row, ...]:
+        """Of the UNet evaluation that `on_step` announces, what each row is; empty between pictures."""
+        return self._rows
+
+    @property
+    def captioner(self) -> None:
+        """There is nothing here that describes pictures."""
+        return None
 
     def _loaded(self) -> _Model:
         with self._loading:
@@ -278,7 +283,7 @@ class DiffusersHost:
         shape = (1, self.unet.config.in_channels, request.height // factor, request.width // factor)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed + i)) for i in range(count)]
         latents = torch.cat(noise).to(self.device) * scheduler.init_noise_sigma
-        self._uncond_rows = ((True,) * count if guided else ()) + (False,) * count
+        self._rows = tuple(Row(picture, uncond) for uncond in ((True, False) if guided else (False,)) for picture in range(count))
         try:
             for step, t in enumerate(scheduler.timesteps):
                 if on_step:
@@ -290,7 +295,7 @@ class DiffusersHost:
                     output = uncond + request.cfg_scale * (cond - uncond)
                 latents = scheduler.step(output, t, latents).prev_sample
         finally:
-            self._uncond_rows = ()
+            self._rows = ()
         return [self._decode(row[None]) for row in latents]
 
     def _check(self, request: GenerationRequest) -> None:
@@ -311,6 +316,10 @@ class DiffusersHost:
             yield
         finally:
             self._job.release()
+
+    def report(self, text: str, step: int, steps: int) -> bool:
+        """Nothing: the page and the command line show progress themselves."""
+        return False
 
 
 def _check_whole(pipeline: Any, path: Path) -> Any:

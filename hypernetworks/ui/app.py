@@ -1,4 +1,4 @@
-"""The standalone app: the training tab and a tab to generate with, in a page on this machine."""
+"""The standalone app: the training tab, a tab to generate with and the library, in a page on this machine."""
 from __future__ import annotations
 
 import os
@@ -16,9 +16,11 @@ from ..catalog import Catalog  # noqa: E402
 from ..errors import HypernetworkError  # noqa: E402
 from ..host import Host  # noqa: E402
 from ..jobs import Jobs  # noqa: E402
+from ..library import Library  # noqa: E402
 from ..session import Session  # noqa: E402
 from . import compatibility  # noqa: E402
 from .generate_tab import GenerateTab  # noqa: E402
+from .library_tab import LibraryTab  # noqa: E402
 from .markup import escape  # noqa: E402
 from .train_tab import TrainTab  # noqa: E402
 
@@ -41,6 +43,8 @@ def build(host: Host, jobs: Jobs) -> gr.Blocks:
                 train = TrainTab(host, jobs)
             with gr.Tab("Generate", id="generate"):
                 generate = GenerateTab(host, session)
+            with gr.Tab("Library", id="library"):
+                library = LibraryTab(host, Library(session.catalog, host.folders), jobs)
         rows = generate.rows
         train.trained_name.change(rows.select, [train.trained_name, *rows.names], rows.names, queue=False, show_progress="hidden")
         train.try_button.click(
@@ -48,6 +52,7 @@ def build(host: Host, jobs: Jobs) -> gr.Blocks:
             [train.trained_name, *rows.names],
             [tabs, generate.prompt, *rows.names],
         )
+        library.changed.change(rows.refresh, rows.names, rows.names, queue=False, show_progress="hidden")
         demo.load(rows.refresh, rows.names, rows.names, queue=False)
     return demo
 

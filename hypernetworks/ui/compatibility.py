@@ -1,11 +1,13 @@
 """What differs between gradio 3.41 (A1111, reForge), 4.40 (Forge) and 6 (standalone). Nothing else asks for the version."""
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 MAJOR = int(gr.__version__.split(".")[0])
 
@@ -45,9 +47,27 @@ def serve(demo: gr.Blocks, style: str, script_text: str, **options: Any) -> str:
     if MAJOR < 4:  # has no way to put a script into the page's head
         with demo:
             demo.load(None, None, None, _js=f"() => {{{script_text}}}")
-    at_start = _looks(style, script_text) if MAJOR >= 6 else {}
+    at_start = _looks(style, script_text) if MAJOR >= 6 else {"app_kwargs": {"middleware": [Middleware(_WithoutElsewhere)]}}
     demo.queue()
     return demo.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, **at_start, **options)[1]
+
+
+class _WithoutElsewhere:
+    """Blanks what the page of gradio before 6 fetches from other servers: fonts that are not used, and a script for pages within pages."""
+
+    ELSEWHERE = re.compile(rb"<(?:link|script)\b[^>]*https://[^>]*>(?:</script>)?")
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_blanked(message: Any) -> None:
+            if message["type"] == "http.response.body":  # blanks, since the length was told before
+                message = message | {"body": self.ELSEWHERE.sub(lambda found: b" " * len(found[0]), message.get("body", b""))}
+            await send(message)
+
+        is_page = scope["type"] == "http" and scope["path"] == "/"
+        await self.app(scope, receive, send_blanked if is_page else send)
 
 
 def _looks(style: str, script_text: str) -> dict[str, Any]:

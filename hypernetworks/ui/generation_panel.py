@@ -1,7 +1,8 @@
 """Which hypernetworks act on a picture: rows of name, strength, and from when to when. Web UIs show it beside the prompt."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,9 @@ from ..catalog import Catalog
 from ..errors import HypernetworkError
 from ..prompt import ActiveNetwork, tag
 from . import compatibility
+
+ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | None"]
+"""From an infotext's labels and values to rows and passes; None where it says nothing about pictures."""
 
 NONE = "None"
 ROWS = 4
@@ -79,9 +83,44 @@ class NetworkRows:
             if name and name.strip() and name != NONE
         ]
 
+    def values(self, active: Sequence[ActiveNetwork]) -> list[Any]:
+        """What `inputs` show for these networks; rows beyond `ROWS` are left out."""
+        rows = [[one.name, one.strength, one.start, one.end] for one in active[:ROWS]]
+        return [value for row in rows + [[NONE, 1.0, 0.0, 1.0]] * (ROWS - len(rows)) for value in row]
+
     def write_tags(self, *values: Any) -> str:
         """The rows as tags; empty while a row is not valid."""
         try:
             return " ".join(tag(active) for active in self.active(values))
         except HypernetworkError:
             return ""
+
+
+class GenerationPanel:
+    """The rows in a web UI, folded up beside its other scripts, with a choice for hires fix. `prefix` tells txt2img's from img2img's."""
+
+    def __init__(self, catalog: Catalog, prefix: str, passes: Sequence[str], is_img2img: bool = False, open: bool = False) -> None:
+        with gr.Accordion("Hypernetworks", open=open, elem_id=f"{prefix}panel"):
+            self.rows = NetworkRows(catalog, prefix)
+            self.passes = gr.Radio(
+                choices=list(passes), value=passes[0], label="With hires fix, act in", visible=not is_img2img, elem_id=f"{prefix}passes"
+            )
+        self.inputs = [*self.rows.inputs, self.passes]
+
+    def chosen(self, values: Sequence[Any]) -> tuple[list[ActiveNetwork], str]:
+        """Networks and passes, from the values of `inputs`. Raises as `NetworkRows.active` does."""
+        *rows, passes = values
+        return self.rows.active(rows), passes
+
+    def infotext_fields(self, read_panel: ReadPanel) -> list[tuple[gr.components.Component, Callable[[Mapping[str, Any]], Any]]]:
+        """For the web UI's pasting: each input with a function from the infotext to its value; None leaves the input as it is."""
+
+        def value(index: int, infotext: Mapping[str, Any]) -> Any:
+            found = read_panel(infotext)
+            return None if found is None else self.rows.values(found[0])[index]
+
+        def passes(infotext: Mapping[str, Any]) -> Any:
+            found = read_panel(infotext)
+            return None if found is None else found[1]
+
+        return [*((one, partial(value, index)) for index, one in enumerate(self.rows.inputs)), (self.passes, passes)]

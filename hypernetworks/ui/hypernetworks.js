@@ -1,4 +1,4 @@
-/* Keeps the training tab up to date, and sends captions that were edited in place. Works in every gradio version: it only clicks a hidden
+/* Keeps the training tab up to date, sends captions that were edited in place, and opens the library's rows. Works in every gradio version: it only clicks a hidden
    button of the page and reads the page's own elements. */
 (() => {
     "use strict";
@@ -7,6 +7,8 @@
     const EVERY = 1000; // milliseconds between looks at a run
     const PATIENCE = 5000; // milliseconds until an answer that did not come is asked for again
     let asked = { tick: null, at: 0 };
+    let inSight = false; // the library's table
+    let chosen = "", resuming = ""; // names of networks on their way to the page
 
     // gradio 3 may put the page into a shadow root
     const page = () => document.querySelector("gradio-app")?.shadowRoot ?? document;
@@ -36,6 +38,32 @@
         return JSON.stringify({ folder: report?.dataset.folder ?? "", captions });
     }
 
+    /* The library is listed anew whenever its tab comes into sight. */
+    function lookAtLibrary() {
+        const before = inSight;
+        inSight = Boolean(find("#hypernetworks_library_table")?.offsetParent);
+        if (inSight && !before) find("#hypernetworks_library_refresh").click();
+    }
+
+    /* A row of the library is opened by a click on it. */
+    function openRow(event) {
+        const row = event.composedPath().find((part) => part.dataset?.hypernetwork !== undefined);
+        if (!row) return;
+        for (const other of row.parentElement.children) other.setAttribute("aria-selected", other === row);
+        chosen = row.dataset.hypernetwork;
+        find("#hypernetworks_library_open").click();
+    }
+
+    /* Shows the training tab, wherever the page has it, and has it fill its form; gradio may build a tab only when it is shown. */
+    function resume(name, patience = 50) {
+        resuming = name;
+        const tabs = [...page().querySelectorAll("[role=tab], .tab-nav button")];
+        for (const tab of tabs.filter((tab) => tab.textContent.trim() === "Train Hypernetwork")) tab.click();
+        const button = find("#hypernetworks_resume");
+        if (button) button.click();
+        else if (patience) window.setTimeout(resume, 100, name, patience - 1);
+    }
+
     page().addEventListener("input", (event) => {
         const field = event.composedPath()[0];
         if (field.dataset?.picture) field.classList.toggle("hypernetworks-edited", field.value !== field.defaultValue);
@@ -44,6 +72,16 @@
         const status = find("#hypernetworks_status [data-state]");
         if (status && !document.hidden) ask(status);
     });
-    window.setInterval(look, EVERY);
-    window.hypernetworks = { withEdits: (values) => [edits(), ...values.slice(1)] };
+    document.addEventListener("click", (event) => {
+        openRow(event);
+        window.setTimeout(lookAtLibrary, 100);
+    });
+    window.setInterval(() => { look(); lookAtLibrary(); }, EVERY);
+    window.hypernetworks = {
+        withEdits: (values) => [edits(), ...values.slice(1)],
+        chosen: () => chosen,
+        resuming: () => resuming,
+        resume,
+        show: (name) => find(`#hypernetworks_${name}`)?.scrollIntoView({ block: "center" }),
+    };
 })();

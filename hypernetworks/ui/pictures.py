@@ -1,12 +1,14 @@
 """Step 1 of training: which pictures, and whether they and their captions are as they should be."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ..captioning import captionable, write_captions
 from ..dataset import Dataset, read_folder
 from ..errors import DatasetError, HypernetworkError
 from ..files import check_name
@@ -22,10 +24,12 @@ EDITS_FIRST = "(...values) => window.hypernetworks ? window.hypernetworks.withEd
 
 
 class PicturesStep:
-    """Folder or dropped-in files, the check, and captions to edit. Build it within the page, then `wire` it to the form's inputs."""
+    """Folder or dropped-in files, the check, captions to edit and, where the host describes pictures, to be written by it. Build it within
+    the page, then `wire` it to the form's inputs."""
 
     def __init__(self, host: Host, form: OptionsForm) -> None:
         self.host, self.form = host, form
+        self._stopped = threading.Event()
         gr.HTML(
             "<h3>1 · Pictures</h3><p>Some ten to fifty pictures of one style or one subject, each with a short caption of what it shows: "
             "in a text file of the same name (<code>01.png</code>, <code>01.txt</code>), or as the file's name (<code>red barn.jpg</code>).</p>"
@@ -43,6 +47,8 @@ class PicturesStep:
             elem_id="hypernetworks_report",
         )
         self.save_button = gr.Button("Save captions", visible=False, elem_id="hypernetworks_save_captions")
+        self.write_button = gr.Button("Write captions", visible=False, elem_id="hypernetworks_write_captions")
+        self.stop_button = gr.Button("Stop writing captions", visible=False, elem_id="hypernetworks_stop_captions")
         with gr.Column(elem_id="hypernetworks_hidden_edits"):
             self.edits = gr.Textbox(elem_id="hypernetworks_edits", show_label=False)
 
@@ -50,20 +56,25 @@ class PicturesStep:
         """Connects the buttons, once all inputs exist."""
         inputs = self.form.inputs
         about = [self.folder, self.shared_caption, inputs["resolution"], inputs["bucket_step"]]
-        shown = [self.report, self.save_button, inputs["name"]]
+        shown = [self.report, self.save_button, self.write_button, inputs["name"]]
         self.check_button.click(self.check, [*about, inputs["name"]], shown)
         self.folder.submit(self.check, [*about, inputs["name"]], shown)
         kept = self.dropped.upload(self.drop, [self.dropped], [self.folder, self.drop_note])
         kept.then(self.check, [*about, inputs["name"]], shown)
-        self.save_button.click(self.save, [self.edits, *about], [self.report], **compatibility.script(EDITS_FIRST))
+        edits_first = compatibility.script(EDITS_FIRST)
+        self.save_button.click(self.save, [self.edits, *about], [self.report, self.write_button], **edits_first)
+        writing = [self.write_button, self.stop_button]
+        begun = self.write_button.click(self.begin_captions, None, writing, queue=False, show_progress="hidden")
+        begun.then(self.write_captions, [self.edits, *about], [self.report, *writing], **edits_first)
+        self.stop_button.click(self.stop_captions, None, None, queue=False)
 
     def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, name: str) -> list[Any]:
-        """The report, whether captions can be saved, and a name for the network where none is given: the folder's."""
+        """The report, whether captions can be saved and written, and a name for the network where none is given: the folder's."""
         try:
-            html = self._report(folder, shared_caption, resolution, bucket_step)
+            html, offer = self._report(folder, shared_caption, resolution, bucket_step)
         except HypernetworkError as error:
-            return [note(str(error)), gr.update(visible=False), gr.update()]
-        return [html, gr.update(visible=True), gr.update() if (name or "").strip() else _proposed_name(folder)]
+            return [note(str(error)), gr.update(visible=False), gr.update(visible=False), gr.update()]
+        return [html, gr.update(visible=True), offer, gr.update() if (name or "").strip() else _proposed_name(folder)]
 
     def drop(self, files: Any) -> list[Any]:
         """Keeps files that were dropped in, in a folder of their own: its path, and what could not be kept."""
@@ -74,14 +85,56 @@ class PicturesStep:
         left_out = "".join(note(f"{name} was left out: {reason}.", "warning") for name, reason in upload.left_out)
         return [str(folder), left_out]
 
-    def save(self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> str:
+    def save(self, edits: str, *about: Any) -> list[Any]:
         """Writes edited captions, and shows the pictures anew."""
         try:
             saved = self.save_edits(edits)
-            words = f"{plural(saved, 'caption')} saved." if saved else "No caption was changed."
-            return note(words, "good") + self._report(folder, shared_caption, resolution, bucket_step)
+            html, offer = self._report(*about)
         except HypernetworkError as error:
-            return note(str(error))
+            return [note(str(error)), gr.update()]
+        words = f"{plural(saved, 'caption')} saved." if saved else "No caption was changed."
+        return [note(words, "good") + html, offer]
+
+    def begin_captions(self) -> list[Any]:
+        """The button to stop in the place of the one that was clicked."""
+        self._stopped.clear()
+        return [gr.update(visible=False), gr.update(visible=True)]
+
+    def write_captions(
+        self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any,
+        progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by this default)
+    ) -> list[Any]:  # fmt: skip
+        """Has the host describe every picture without a caption, after the captions edited on the page; shows the pictures anew."""
+        try:
+            self.save_edits(edits)
+            words = self._write_captions(folder, progress)
+            html, offer = self._report(folder, shared_caption, resolution, bucket_step)
+        except HypernetworkError as error:
+            words, html, offer = "", note(str(error)), gr.update(visible=False)
+        return [words + html, offer, gr.update(visible=False)]
+
+    def stop_captions(self) -> None:
+        """Ends the writing after the picture at hand."""
+        self._stopped.set()
+
+    def _write_captions(self, folder: str, progress: Any) -> str:
+        """What came of it, as notes."""
+        captioner, pictures = self.host.captioner, captionable(self._read(folder).pictures)
+        if captioner is None or not pictures:
+            return note("There is nothing to write captions with or for.")
+        written, failure = 0, ""
+        progress((0, len(pictures)), desc="Writing captions; the first one may wait for a download")
+        try:
+            with self.host.exclusive():
+                for done, total, caption in write_captions(pictures, captioner):
+                    written += caption is not None
+                    progress((done, total), desc="Writing captions")
+                    if self.host.report("Writing captions", done, total) or self._stopped.is_set():
+                        break
+        except HypernetworkError as error:
+            failure = note(str(error))
+        words = f"{written} of {plural(len(pictures), 'caption')} written. Read them through: what describes pictures may err."
+        return failure + (note(words, "good") if written else "")
 
     def save_edits(self, text: str) -> int:
         """Writes captions that the page's script sent; gives how many."""
@@ -93,13 +146,16 @@ class PicturesStep:
             raise DatasetError("Give a folder of pictures, or drop pictures in.")
         return read_folder(str(folder).strip(), cache=self.host.folders.data / "latents", **about)
 
-    def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> str:
+    def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> tuple[str, Any]:
+        """The check, and the button that has captions written: shown where the host can and pictures need it."""
         given = {"resolution": resolution, "bucket_step": bucket_step, "shared_caption": shared_caption}
         values = {name: self.form.options[name].check(value) for name, value in given.items() if value is not None}
         model, caption = self.host.model, values.get("shared_caption", "")
         side = values.get("resolution") or model.resolution
         dataset = self._read(folder, resolution=side, shared_caption=caption, check=True)
-        return report(Path(folder.strip()), dataset, side, values.get("bucket_step", 64), model.latent_factor, caption)
+        html = report(Path(folder.strip()), dataset, side, values.get("bucket_step", 64), model.latent_factor, caption)
+        bare = len(captionable(dataset.pictures)) if self.host.captioner else 0
+        return html, gr.update(visible=bare > 0, value=f"Write captions for {plural(bare, 'picture')}")
 
 
 def keep(files: Sequence[Path], pictures: Path) -> tuple[Path, Upload]:

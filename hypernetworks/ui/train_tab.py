@@ -14,6 +14,7 @@ from ..files import check_name, describe
 from ..host import Host
 from ..jobs import Job, Jobs
 from ..presets import PRESETS
+from ..resuming import options_to_resume
 from . import compatibility, progress
 from .markup import escape, note
 from .options_form import OptionsForm
@@ -24,9 +25,14 @@ PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
 OWN = ("name", "dataset", "shared_caption", "description", "preview_prompts", "seed")  # options that no preset touches
 ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
 
+RESUMING = "() => [window.hypernetworks ? window.hypernetworks.resuming() : '']"
+SHOW_NOTE = "() => { window.hypernetworks?.show('note') }"
+
 
 class TrainTab:
     """Build it within a page. The page's script clicks `poll_button` every second while a run is going on, and once when it loads.
+
+    It also clicks `resume_button` for a network of the library whose training is to go on.
 
     `trained_name` takes the name of a network that has just been finished, `try_button` is there to be connected with whatever generates.
     """
@@ -86,6 +92,8 @@ class TrainTab:
             self.trained_name = gr.Textbox(elem_id="hypernetworks_trained_name", show_label=False)
             self.seen = gr.Textbox(elem_id="hypernetworks_seen", show_label=False)
             self.confirmed = gr.Checkbox(elem_id="hypernetworks_confirmed", show_label=False)
+            self.resume_button = gr.Button("Resume", elem_id="hypernetworks_resume")
+            self.resuming = gr.Textbox(elem_id="hypernetworks_resuming", show_label=False)
 
     def _wire(self) -> None:
         self.pictures.wire()
@@ -99,6 +107,9 @@ class TrainTab:
         self.cancel_button.click(self.cancel, [self.confirmed], [self.status], show_progress="hidden", **compatibility.script(ASK_TO_CANCEL))
         self.poll_button.click(self.poll, [self.seen], self._polled, queue=False, show_progress="hidden")
         self.pt_button.click(self.make_pt, None, [self.downloads, self.result_note])
+        filled = [self.note, self.taken, *self.form.inputs.values()]
+        resumed = self.resume_button.click(self.resume, [self.resuming], filled, show_progress="hidden", **compatibility.script(RESUMING))
+        resumed.then(None, None, None, **compatibility.script(SHOW_NOTE))
         changed = [self.form.inputs[name] for name in self._preset_names()]
         self.preset.change(self.choose_preset, [self.preset], [self.preset_help, *changed], show_progress="hidden")
 
@@ -134,6 +145,14 @@ class TrainTab:
     def replace(self, edits: str, *raw: Any) -> list[Any]:
         """Trains anew; the file of that name is replaced at the end."""
         return self._start_taken(edits, raw, overwrite=True)
+
+    def resume(self, name: str) -> list[Any]:
+        """Notes on what to do, and the form filled for going on with the training of the network of that name."""
+        try:
+            values, told = options_to_resume(self.host.folders, name)
+        except HypernetworkError as error:
+            return [note(str(error)), gr.update(visible=False), *[gr.update()] * len(self.form.inputs)]
+        return ["".join(note(text, "hint") for text in told), gr.update(visible=False), *self.form.shown(values, self.form.inputs)]
 
     def _start_taken(self, edits: str, raw: tuple[Any, ...], **how: bool) -> list[Any]:
         try:

@@ -1,0 +1,359 @@
+"""REST under /hypernetworks/api, and A1111's routes for hypernetworks where a web UI lost them. docs/api.md has each route.
+
+Importing this costs nothing: FastAPI, which comes with gradio, is imported when routes are made.
+"""
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, api_answers, sdapi
+from .access import client_folder, picture_folders
+from .config import Option, TrainingConfig, options, read
+from .errors import ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
+from .presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from .catalog import Catalog
+    from .host import Host
+    from .jobs import Job, Jobs
+
+PREFIX = "/hypernetworks/api"
+SDAPI = ("/sdapi/v1/hypernetworks", "/sdapi/v1/create/hypernetwork", "/sdapi/v1/train/hypernetwork")
+OPTIONS = options(TrainingConfig)
+ELSEWHERE = re.compile(r"""(?<![\w.])([A-Za-z]:)?([\\/][^\s\\/'"]+)+[\\/]""")  # the folder part of an absolute path
+OF_A_NETWORK = tuple(name for name, option in OPTIONS.items() if option.group == "Network" and name != "also_pt") + ("seed",)
+
+
+@dataclass(frozen=True)
+class ApiParts:
+    """What the routes work on. `guards` are FastAPI dependencies that raise for who may not call; `client_paths` says whether a client
+    may name paths of this machine."""
+
+    host: Host
+    jobs: Jobs
+    catalog: Catalog
+    guards: Sequence[Callable[..., Any]] = ()
+    client_paths: Callable[[], bool] = lambda: False
+
+
+def router(parts: ApiParts) -> APIRouter:
+    """Our own routes, all below `PREFIX`."""
+    from .received import LARGEST
+    from .rest import Routes
+
+    api = Api(parts)
+    routes = Routes(PREFIX, parts.guards, api.sentence)
+    for path, handler in {
+        "/version": api.version, "/options": api.options, "/presets": api.presets,
+        "/networks": api.networks, "/network": api.network, "/pictures": api.pictures,
+        "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
+    }.items():  # fmt: skip
+        routes.get(path, handler)
+    routes.post("/create", api.create, _schema(OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
+    routes.post("/convert", api.convert, _schema((), name=(str, ""), format=(str, "pt"), overwrite=(bool, False)))
+    routes.post("/train", api.train, _schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
+    routes.post("/jobs/{number}/stop", api.stop)
+    routes.post("/jobs/{number}/cancel", api.cancel)
+    routes.upload("/pictures", api.receive, LARGEST, api.data_folder)
+    return routes.router
+
+
+def sdapi_router(parts: ApiParts, paths: Collection[str] = SDAPI) -> APIRouter:
+    """A1111's routes, those of `SDAPI` that the web UI lacks. They answer as A1111's do: a user's error is 200 with a sentence."""
+    from .rest import Routes
+
+    api = Api(parts)
+    routes = Routes("", parts.guards, api.sentence)
+    if SDAPI[0] in paths:
+        routes.get(SDAPI[0], api.sdapi_networks)
+    for path, handler in zip(SDAPI[1:], (api.sdapi_create, api.sdapi_train), strict=True):
+        if path in paths:
+            routes.post(path, handler, {"type": "object"})
+    return routes.router
+
+
+class Api:
+    """What the routes do, as plain values in and out. Raises our errors; `rest` makes answers of them."""
+
+    def __init__(self, parts: ApiParts) -> None:
+        self.host, self.jobs, self.catalog, self.client_paths = parts.host, parts.jobs, parts.catalog, parts.client_paths
+        self._waiting = threading.Lock()
+
+    def sentence(self, error: HypernetworkError | str) -> str:
+        """The error's sentence; where clients are to know nothing of this machine's folders, without these."""
+        text = str(error)
+        if self.client_paths():
+            return text
+        folders = self.host.folders
+        for folder in (self.catalog.folder, folders.networks, folders.pictures, folders.runs, folders.data):
+            text = text.replace(f"{folder}/", "").replace(f"{folder}\\", "").replace(str(folder), folder.name)
+        return ELSEWHERE.sub("", text)
+
+    def version(self) -> dict[str, Any]:
+        """The version of the extension."""
+        return {"version": __version__}
+
+    def options(self) -> dict[str, Any]:
+        """The options of training by name, as JSON schema, each with the group it belongs to."""
+        return {name: _option_schema(option) | {"group": option.group} for name, option in OPTIONS.items()}
+
+    def presets(self) -> dict[str, Any]:
+        """Named sets of options: what each is for, and what it sets."""
+        return {name: {"help": one.help, "options": one.values} for name, one in PRESETS.items()}
+
+    def networks(self) -> list[dict[str, Any]]:
+        """The hypernetworks in the models folder: name, and file within that folder."""
+        self.catalog.refresh()
+        return [{"name": name, "file": self._file(self.catalog.path(name))} for name in self.catalog.names()]
+
+    def network(self, name: str) -> dict[str, Any]:
+        """What the file of that name says about itself, its hash, and its preview as a JPEG in base64."""
+        path = self._path(name)
+        return {"name": name, "file": self._file(path), **api_answers.network(path)}
+
+    def create(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Makes an untrained network for the loaded model. Takes the options of the group Network and `seed`, `preset`, `overwrite`."""
+        values, flags = _split(body, "overwrite")
+        if other := [name for name in values if name in OPTIONS and name not in OF_A_NETWORK]:
+            raise ConfigError(f"{other[0]} says nothing about an untrained network; it takes {', '.join(OF_A_NETWORK)}.")
+        config = _read(values)
+        self._create(config, flags["overwrite"])
+        return self.network(config.name)
+
+    def convert(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Writes the network called `name` as `format`, pt or safetensors, beside its file; `overwrite` allows to replace one there."""
+        from .files import load, save
+
+        values, flags = _split(body, "overwrite")
+        if unknown := sorted(set(values) - {"name", "format"}):
+            raise ConfigError(f"There is no argument {unknown[0]!r}; there are name, format and overwrite.")
+        path, kind = self._path(_text(values, "name")), _text(values, "format", "pt")
+        if kind not in ("pt", "safetensors"):
+            raise ConfigError(f"format cannot be {kind!r}: it takes pt or safetensors.")
+        if path.suffix.lower() == f".{kind}":
+            raise ConfigError(f"{path.name} is a .{kind} file already.")
+        written = save(load(path), path.with_suffix(f".{kind}"), overwrite=flags["overwrite"])
+        self.catalog.refresh()
+        return {"file": self._file(written), **api_answers.network(written)}
+
+    def pictures(self) -> list[str]:
+        """The folders of pictures that a run may name as its dataset."""
+        return picture_folders(self.host.folders)
+
+    def receive(self, kind: str, body: Path, name: str) -> dict[str, Any]:
+        """Takes pictures and captions, as a zip or as files in JSON, into a new folder of pictures called `name`."""
+        from .received import keep
+
+        folder, upload = keep(kind, body, name, self.host.folders)
+        left_out = [{"name": name, "reason": reason} for name, reason in upload.left_out]
+        return {"dataset": folder.name, "files": [path.name for path in upload.taken], "left_out": left_out}
+
+    def data_folder(self) -> Path:
+        """Where what is received may be kept until it is sorted; on the disk that it will stay on."""
+        self.host.folders.data.mkdir(parents=True, exist_ok=True)
+        return self.host.folders.data
+
+    def train(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Starts a run in the background. Takes the options of training, `preset`, `resume` and `overwrite`; gives the job."""
+        values, flags = _split(body, "resume", "overwrite")
+        return self._told(self._start(_read(values), **flags))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The run that is going on, or else the last one, without its curves and previews; none before the first."""
+        job = self.jobs.current
+        return [] if job is None else [api_answers.summary(job, self.sentence)]
+
+    def run(self, number: int) -> dict[str, Any]:
+        """A run: how far it is, its losses, previews, warnings and error."""
+        return self._told(self._job(number))
+
+    def stop(self, number: int) -> dict[str, Any]:
+        """Ends a run after the step at hand and saves. One that has ended stays as it is."""
+        return self._end(number, "stop")
+
+    def cancel(self, number: int) -> dict[str, Any]:
+        """Ends a run after the step at hand without writing a network. One that has ended stays as it is."""
+        return self._end(number, "cancel")
+
+    def preview(self, number: int, index: int) -> bytes:
+        """One of a run's previews as PNG; `index` is the one that the run lists."""
+        job = self._job(number)
+        with job.lock:
+            found = job.previews[index : index + 1] if index >= 0 else []
+        try:
+            return found[0].path.read_bytes()
+        except (IndexError, OSError):
+            raise NotThere(f"Run {number} has no preview {index}.") from None
+
+    def sdapi_networks(self) -> list[dict[str, Any]]:
+        """As A1111: name and path of each hypernetwork. The path is within the models folder where clients may name no paths."""
+        self.catalog.refresh()
+        return [{"name": name, "path": self._shown(self.catalog.path(name))} for name in self.catalog.names()]
+
+    def sdapi_create(self, body: dict[str, Any]) -> dict[str, str]:
+        """As A1111's create_hypernetwork: an untrained network with one pair per width."""
+        try:
+            values, flags = _split(body, "overwrite_old")
+            path = self._create(_read(sdapi.creation(values)), flags["overwrite_old"])
+        except HypernetworkError as error:
+            return {"info": f"create hypernetwork error: {self.sentence(error)}"}
+        return {"info": f"create hypernetwork filename: {self._shown(path)}"}
+
+    def sdapi_train(self, body: dict[str, Any]) -> dict[str, str]:
+        """As A1111's train_hypernetwork: goes on training an existing network, and answers when that has ended."""
+        try:
+            job = self._start(self._sdapi_config(body), resume=True)
+        except HypernetworkError as error:
+            return {"info": f"train hypernetwork error: {self.sentence(error)}"}
+        job.wait()
+        file = "" if job.path is None else self._shown(job.path)
+        return {"info": f"train hypernetwork complete: filename: {file} error: {self.sentence(job.error or 'None')}"}
+
+    def _sdapi_config(self, body: dict[str, Any]) -> TrainingConfig:
+        from .files import describe
+
+        values = sdapi.training(body)
+        path = self._path(_text(values, "name"))
+        if path != self._target(path.stem):
+            raise ConfigError(f"{self._file(path)} cannot be trained on: only a .safetensors directly in the models folder can; convert it first.")
+        return _read({**sdapi.network_options(describe(path)), **values})
+
+    def _start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
+        from .files import check_name
+
+        check_name(config.name)
+        if not config.dataset:
+            raise ConfigError("Say which pictures to train on: dataset is the name of a folder that was sent.")
+        folder = client_folder(config.dataset, self.host.folders, self.client_paths())
+        if not (resume or overwrite):
+            self._check_free(config.name)
+        return self.jobs.start(dataclasses.replace(config, dataset=str(folder)), resume=resume, overwrite=overwrite)
+
+    def _create(self, config: TrainingConfig, overwrite: bool) -> Path:
+        from .checkpoint import RunFolder
+        from .files import check_name, save
+        from .networks import new_network, training_metadata
+
+        target = self._target(check_name(config.name))
+        if not overwrite:
+            self._check_free(config.name)
+        with self._model():
+            network = new_network(self.host.unet, config)
+            network.metadata.update(training_metadata(config, self.host.model, 0, None))
+        RunFolder(self.host.folders.runs, config.name).state_path.unlink(missing_ok=True)  # of another network of that name
+        save(network, target, overwrite=overwrite)
+        self.catalog.refresh()
+        return target
+
+    @contextmanager
+    def _model(self) -> Iterator[None]:
+        """The model for a request that needs it. One request may wait for it: more would leave the web UI no thread to answer with."""
+        job = self.jobs.current
+        if job is not None and job.running:
+            raise HostBusy(f"The model is busy with a training run ({job.config.name}); stop it first or wait for its end.")
+        if not self._waiting.acquire(blocking=False):
+            raise HostBusy("The model is busy, and another request waits for it already.")
+        try:
+            with self.host.exclusive():
+                yield
+        finally:
+            self._waiting.release()
+
+    def _check_free(self, name: str) -> None:
+        from .checkpoint import RunFolder
+
+        if self._target(name).exists():
+            raise NameTaken(f"A hypernetwork named {name!r} exists already; overwrite it, resume its training, or choose another name.")
+        if RunFolder(self.host.folders.runs, name).state_path.exists():
+            raise NameTaken(f"A run named {name!r} was left before its end; overwrite it, resume it, or choose another name.")
+
+    def _target(self, name: str) -> Path:
+        return self.host.folders.networks / f"{name}.safetensors"
+
+    def _path(self, name: str) -> Path:
+        """The file of that name. Only names that the catalog lists lead to one."""
+        try:
+            return self.catalog.path(name)
+        except HypernetworkError as error:
+            raise NotThere(str(error)) from None
+
+    def _file(self, path: Path) -> str:
+        return path.relative_to(self.catalog.folder).as_posix()
+
+    def _shown(self, path: Path) -> str:
+        return str(path) if self.client_paths() else self._file(path)
+
+    def _job(self, number: int) -> Job:
+        job = self.jobs.current
+        if job is None or job.number != number:
+            raise NotThere(f"There is no run {number}; only the last one is remembered{f', number {job.number}' if job else ''}.")
+        return job
+
+    def _end(self, number: int, how: str) -> dict[str, Any]:
+        job = self._job(number)
+        if job.running:
+            getattr(job, how)()
+        return self._told(job)
+
+    def _told(self, job: Job) -> dict[str, Any]:
+        return api_answers.run(job, self.sentence)
+
+
+def _split(body: Mapping[str, Any], *flags: str) -> tuple[dict[str, Any], dict[str, bool]]:
+    """The body's values without the flags, and the flags. Null stands for a value that was not given."""
+    given = {name: value for name, value in body.items() if value is not None}
+    asked = {name: given.pop(name, False) for name in flags}
+    if odd := [name for name, value in asked.items() if not isinstance(value, bool)]:
+        raise ConfigError(f"{odd[0]} cannot be {asked[odd[0]]!r}: it takes true or false.")
+    return given, asked
+
+
+def _read(values: Mapping[str, Any]) -> TrainingConfig:
+    """The options, on top of those of the preset where one is named. Raises `ConfigError`."""
+    values = dict(values)
+    base = preset(_text(values, "preset")) if "preset" in values else {}
+    values.pop("preset", None)
+    for name, value in values.items():
+        option = OPTIONS.get(name)
+        # a command line and a TOML file have no nested values; what Python makes text of is not what was meant
+        if option is not None and not _is_simple(value, option):
+            raise ConfigError(f"{option.label} ({name}) cannot be {value!r}: it takes {option.takes()}.")
+    return read(TrainingConfig, base | values)
+
+
+def _is_simple(value: Any, option: Option) -> bool:
+    members = value if option.kind is tuple and isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(member, (str, int, float)) for member in members)
+
+
+def _text(values: Mapping[str, Any], name: str, default: str = "") -> str:
+    value = values.get(name, default)
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} cannot be {value!r}: it takes text.")
+    return value
+
+
+def _schema(names: Collection[str], **more: tuple[type, Any]) -> dict[str, Any]:
+    """JSON schema of a body with these options and what else it takes."""
+    others = {name: {"type": _KINDS[kind], "default": default} for name, (kind, default) in more.items()}
+    return {"type": "object", "properties": {name: _option_schema(OPTIONS[name]) for name in names} | others}
+
+
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def _option_schema(option: Option) -> dict[str, Any]:
+    item: dict[str, Any] = {"type": _KINDS[option.item if option.kind is tuple else option.kind]}
+    limits = {"enum": list(option.choices) or None, "minimum": option.minimum, "maximum": option.maximum}
+    item |= {name: value for name, value in limits.items() if value is not None}
+    shape = {"type": "array", "items": item} if option.kind is tuple else item
+    return {**shape, "title": option.label, "description": option.help, "default": option.default}

@@ -1,0 +1,91 @@
+"""Networks and runs as the plain values that REST answers with. No folder of this machine stands in them."""
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import plain
+
+if TYPE_CHECKING:
+    from .jobs import Job
+
+PREVIEWS = 100  # the newest that are listed; older ones can still be asked for by their index
+
+
+def network(path: Path) -> dict[str, Any]:
+    """What the file says about itself. Raises as `files.describe` does."""
+    from .files import describe, short_hash
+
+    facts = describe(path)
+    metadata = {name: text for name, text in facts.metadata.items() if name != "preview"}
+    if "settings" in metadata:
+        metadata["settings"] = _without_folder(metadata["settings"])
+    return {
+        "kind": facts.kind,
+        "size": facts.size,
+        "hash": short_hash(path),
+        "step": facts.step,
+        "description": facts.description,
+        "per_layer": facts.per_layer,
+        "widths": {str(key): width for key, width in facts.widths.items()},
+        "structure": asdict(facts.structure),
+        "metadata": metadata,
+        "preview": b64encode(facts.preview).decode() if facts.preview else None,
+    }
+
+
+def summary(job: Job, sentence: Callable[[str], str]) -> dict[str, Any]:
+    """How a run is going. `sentence` takes from a text what a client is not to see."""
+    at, last, step = job.position, job.last, job.last_step
+    running, preparing = job.running, None
+    if at is not None and at.kind == "preparing":  # counts pictures and captions, not steps
+        at, preparing = None, {"done": at.step, "total": at.steps, "what": at.message}
+    return {
+        "number": job.number,
+        "name": job.config.name,
+        "state": "running" if running else "failed" if job.error or last is None else last.kind,
+        "ending": job.ending if running else None,
+        "message": sentence(last.message) if last else "",
+        "preparing": preparing if running else None,
+        "step": at.step if at else 0,
+        "steps": at.steps if at else job.config.max_steps,
+        "loss": step.loss if step else None,
+        "rate": step.rate if step else None,
+        "seconds_left": step.seconds_left if running and step else None,
+        "error": sentence(job.error) if job.error else None,
+        "file": job.path.name if job.path else None,
+    }
+
+
+def run(job: Job, sentence: Callable[[str], str]) -> dict[str, Any]:
+    """All that a page would show of a run. The curves are bounded (see `jobs.Curve`), and so is the list of previews."""
+    with job.lock:
+        curve, validation_curve = job.losses.points(), job.validation_losses.points()
+        first = max(0, len(job.previews) - PREVIEWS)
+        previews = [{"index": index, "step": one.step, "prompt": one.prompt} for index, one in enumerate(job.previews[first:], first)]
+    return {
+        **summary(job, sentence),
+        "options": plain(job.config) | {"dataset": _base_name(job.config.dataset)},
+        "curve": curve,
+        "validation_curve": validation_curve,
+        "previews": previews,
+        "warnings": [sentence(warning) for warning in job.warnings],
+    }
+
+
+def _without_folder(settings: str) -> str:
+    """A file's settings, with the last part only of the folder that it was trained on."""
+    try:
+        values = json.loads(settings)
+        return json.dumps(values | {"dataset": _base_name(values["dataset"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return settings
+
+
+def _base_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

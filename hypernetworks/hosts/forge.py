@@ -1,0 +1,270 @@
+"""Forge as a host, and reForge: both keep the model in `sd_model.forge_objects`, as patchers that a memory manager moves.
+
+They differ in the names of a few modules (Forge's `backend`, reForge's `ldm_patched`); `_Backend` holds these.
+"""
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from modules import sd_models, sd_vae, shared
+from torch import nn
+
+from ..errors import ModelUnfit
+from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
+from .web_ui import WebUiHost, checkpointing, frozen, size_embedding, split_conditioning
+
+
+class _Forge:
+    """Names of Forge (backend/)."""
+
+    @property
+    def memory(self) -> Any:
+        from backend import memory_management
+
+        return memory_management
+
+    def load(self) -> None:
+        """Reads the checkpoint that is chosen, where it is not loaded yet (modules/sd_models.py:473)."""
+        sd_models.forge_model_reload()
+
+    def is_velocity(self, model: nn.Module) -> bool:
+        return model.predictor.prediction_type == "v_prediction"
+
+    def alphas_cumprod(self, model: nn.Module) -> torch.Tensor:
+        return 1 / (model.predictor.sigmas.double() ** 2 + 1)
+
+    def dtype(self, model: nn.Module) -> torch.dtype:
+        return model.computation_dtype
+
+    def scale(self, objects: Any) -> tuple[float, float]:
+        """What a latent is multiplied by, after what is subtracted from it (backend/nn/vae.py:312)."""
+        return objects.vae.first_stage_model.scaling_factor, objects.vae.first_stage_model.shift_factor or 0.0
+
+
+class _ReForge:
+    """Names of reForge (ldm_patched/)."""
+
+    @property
+    def memory(self) -> Any:
+        from ldm_patched.modules import model_management
+
+        return model_management
+
+    def load(self) -> None:
+        """Touching `shared.sd_model` reads the checkpoint."""
+
+    def is_velocity(self, model: nn.Module) -> bool:
+        return any(base.__name__ == "V_PREDICTION" for base in type(model.model_sampling).__mro__)
+
+    def alphas_cumprod(self, model: nn.Module) -> torch.Tensor:
+        return 1 / (model.model_sampling.sigmas.double() ** 2 + 1)
+
+    def dtype(self, model: nn.Module) -> torch.dtype:
+        return model.manual_cast_dtype or model.get_dtype()
+
+    def scale(self, objects: Any) -> tuple[float, float]:
+        """What a latent is multiplied by (ldm_patched/modules/latent_formats.py)."""
+        return objects.unet.model.model_config.latent_format.scale_factor, 0.0
+
+
+class ForgeHost(WebUiHost):
+    """Implements `host.Host` on Forge's and reForge's `forge_objects`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names = _Forge() if importlib.util.find_spec("backend") else _ReForge()
+
+    @property
+    def _sd_model(self) -> Any:
+        """Loads the checkpoint first: Forge shows a stand-in until then (modules/sd_models.py, FakeInitialModel)."""
+        self._names.load()
+        sd_model = shared.sd_model
+        if sd_model is None or getattr(sd_model, "forge_objects", None) is None:
+            raise ModelUnfit("No checkpoint is loaded: put one into models/Stable-diffusion and choose it at the top of the page.")
+        self._family(sd_model)
+        return sd_model
+
+    @property
+    def _patcher(self) -> Any:
+        return self._sd_model.forge_objects_original.unet
+
+    @property
+    def model(self) -> ModelFacts:
+        """Facts about the loaded checkpoint."""
+        sd_model = self._sd_model
+        kind = "v_prediction" if self._names.is_velocity(sd_model.forge_objects_original.unet.model) else "epsilon"
+        return self._facts(sd_model, kind, sd_vae.get_loaded_vae_name() or "")
+
+    @property
+    def unet(self) -> nn.Module:
+        """Forge's IntegratedUNet2DConditionModel or reForge's UNetModel, both with ldm's names."""
+        return self._patcher.model.diffusion_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet computes, wherever the memory manager keeps it."""
+        return torch.device(self._patcher.load_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in; its weights may be stored in another one."""
+        return self._names.dtype(self._patcher.model)
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """[1000] float32 on the CPU, from the sigmas that the sampler uses."""
+        with torch.inference_mode(False):
+            return self._names.alphas_cumprod(self._patcher.model).float().cpu().clone()
+
+    def _encode_prompt(self, prompt: str) -> Conditioning:
+        sd_model = self._sd_model
+        if hasattr(sd_model, "set_clip_skip"):
+            sd_model.set_clip_skip(self.model.clip_skip)
+        with torch.inference_mode():
+            self._names.memory.load_models_gpu([sd_model.forge_objects_original.clip.patcher])
+            found = sd_model.get_learned_conditioning([prompt])
+        with torch.inference_mode(False), torch.no_grad():
+            return split_conditioning(found)
+
+    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[b, 3, h, w] in -1..1 to (mean, log-variance) of the scaled latents, float32 on the CPU."""
+        objects = self._sd_model.forge_objects_original
+        vae = objects.vae.first_stage_model
+        scale, shift = self._names.scale(objects)
+        with torch.inference_mode():
+            self._names.memory.load_models_gpu([objects.vae.patcher])
+            moments = vae.encoder(pixels.to(objects.vae.device, objects.vae.vae_dtype))
+            if getattr(vae, "quant_conv", None) is not None:
+                moments = vae.quant_conv(moments)
+        with torch.inference_mode(False), torch.no_grad():
+            mean, logvar = moments.float().cpu().clone().chunk(2, dim=1)
+            return (mean - shift) * scale, logvar.clamp(-30, 20) + 2 * torch.tensor(scale).log()
+
+    def release_encoders(self) -> None:
+        """Nothing: the memory manager moves them out when something else needs the room."""
+
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sequence[PictureSize]
+    ) -> torch.Tensor:
+        """The UNet's output for noisy latents [b, c, h, w] and integer timesteps [b]."""
+        device, dtype = self.device, self.dtype
+        more = {}
+        if conditioning.pooled is not None:
+            pooled = conditioning.pooled.to(device, dtype)
+            more["y"] = torch.cat([pooled, size_embedding(sizes, pooled)], dim=1)
+        context = conditioning.context.to(device, dtype)
+        return self.unet(noisy.to(device, dtype), timesteps.to(device).float(), context=context, transformer_options={}, **more)
+
+    def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
+        """As `WebUiHost.generate`. Drawing happens in inference mode, and weights that were moved meanwhile are made fit for training again."""
+        unet = self.unet
+        handle = unet.register_forward_pre_hook(self._before_evaluation, prepend=True, with_kwargs=True)
+        trained = not any(parameter.is_inference() for parameter in unet.parameters())
+        try:
+            return super().generate(request, on_step)
+        finally:
+            handle.remove()
+            if trained:
+                leave_inference_mode(unet)
+
+    @contextmanager
+    def training(self, gradient_checkpointing: bool = False) -> Iterator[None]:
+        """Within it the UNet is frozen, as its checkpoint has it, and fit for backward; afterwards as it was."""
+        sd_model = self._sd_model
+        with torch.inference_mode(False), ExitStack() as stack:
+            sd_model.forge_objects = sd_model.forge_objects_original.shallow_copy()
+            patcher = sd_model.forge_objects.unet
+            self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too
+            if hasattr(patcher, "refresh_loras"):
+                patcher.refresh_loras()
+            sd_models.apply_token_merging(sd_model, 0.0)
+            unet = patcher.model.diffusion_model
+            leave_inference_mode(unet)
+            stack.enter_context(frozen(unet))
+            stack.enter_context(_copied_for_backward(unet))
+            stack.enter_context(checkpointing(unet, gradient_checkpointing))
+            yield
+
+    def before_sampling(self, p: Any) -> None:
+        """From `process_before_every_sampling`: the job's own copy of the patcher announces each evaluation of the UNet. It is thrown away
+        with the job (processing.py:1373-1381), so that nothing is left, also after an exception."""
+        if self._watch is None:
+            return
+        unet = p.sd_model.forge_objects.unet.clone()
+        unet.set_model_unet_function_wrapper(_announcing(self, unet.model_options.get("model_function_wrapper")))
+        p.sd_model.forge_objects.unet = unet
+
+    def on_denoiser(self, params: Any) -> None:
+        """From `on_cfg_denoiser`: the step."""
+        self.note_step(params.sampling_step, params.total_sampling_steps)
+
+    def _before_evaluation(self, unet: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        """Of a preview: the UNet is told what its rows are (sampling_function.py, transformer_options["cond_or_uncond"])."""
+        flags = (named.get("transformer_options") or {}).get("cond_or_uncond")
+        if self._watch is not None and flags:
+            self.announce(flags, len(inputs[0]))
+
+    def announce(self, cond_or_uncond: Sequence[int], rows: int) -> None:
+        """The coming evaluation: for each chunk 1 for the negative prompts and 0 for the prompts, a row for each picture in every chunk."""
+        pictures = rows // len(cond_or_uncond)
+        self._rows = tuple(Row(picture, bool(flag)) for flag in cond_or_uncond for picture in range(pictures))
+        self._watch[0](*self._step)
+
+    def announced(self) -> None:
+        """The evaluation is over."""
+        self._rows = ()
+        if self._watch is not None:
+            self._watch[1]()
+
+
+def _announcing(host: ForgeHost, inner: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A `model_function_wrapper` around another extension's, if there is one. A plain function: patchers are copied deeply, and a bound
+    method would take its host along."""
+
+    def wrapper(apply_model: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        host.announce(arguments["cond_or_uncond"], len(arguments["input"]))
+        try:
+            if inner is not None:
+                return inner(apply_model, arguments)
+            return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+        finally:
+            host.announced()
+
+    return wrapper
+
+
+def leave_inference_mode(module: nn.Module) -> None:
+    """Replaces parameters and buffers that were made in inference mode, which no backward takes, by equal ones that were not.
+
+    Forge loads its model in inference mode (backend/loader.py:497). Raises `ModelUnfit` for quantised weights.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.is_inference():
+                    if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+                        raise ModelUnfit("The loaded model's weights are quantised; pictures can be made with it, but training needs it in fp16, bf16 or fp32.")
+                    part._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.detach().clone()
+
+
+@contextmanager
+def _copied_for_backward(unet: nn.Module) -> Iterator[None]:
+    """The norms of a transformer block get a copy: the block adds to its input in place afterwards, and backward would find it changed
+    (backend/nn/unet.py:240 and 272)."""
+    handles = [
+        norm.register_forward_pre_hook(lambda part, inputs: (inputs[0].clone(), *inputs[1:]))
+        for block in unet.modules() if hasattr(block, "attn1") and hasattr(block, "attn2")
+        for norm in (getattr(block, name, None) for name in ("norm1", "norm2")) if norm is not None
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

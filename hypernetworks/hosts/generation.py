@@ -1,0 +1,211 @@
+"""Hypernetworks in a web UI's own jobs: from the panel and the tags of each prompt to networks on the UNet, notes under the picture, infotext.
+
+A job is the web UI's `StableDiffusionProcessing` (modules/processing.py), called `p` as everywhere there.
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import HypernetworkError
+from ..files import short_hash
+from ..prompt import ActiveNetwork, extract, read, tag
+from ..session import Applied, Session
+
+PANEL_LABEL = "Hypernetworks"  # of the infotext: the panel's rows as tags
+PASSES_LABEL = "Hypernetworks hires"
+HASHES_LABEL = "Hypernetwork hashes"
+BOTH, FIRST, HIRES = "both passes", "first pass only", "hires pass only"
+PASSES = (BOTH, FIRST, HIRES)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is chosen in the panel: networks, and in which pass of hires fix they act. `changes` are an XYZ plot's, by field of
+    `ActiveNetwork`; they reach every network of a job, but for a name, which takes the first row's place."""
+
+    active: Sequence[ActiveNetwork] = ()
+    passes: str = BOTH
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_pass(self, hires: bool) -> list[ActiveNetwork]:
+        """The rows that act in the first pass or the second one."""
+        if self.passes == (FIRST if hires else HIRES):
+            return []
+        name = self.changes.get("name")
+        if name is None:
+            return list(self.active)
+        rest = list(self.active[1:])
+        first = self.active[0] if self.active else ActiveNetwork("None")
+        return rest if name == "None" else [dataclasses.replace(first, name=name), *rest]
+
+    def changed(self, active: ActiveNetwork) -> ActiveNetwork:
+        """A network as the plot wants it."""
+        changes = {name: value for name, value in self.changes.items() if name != "name"}
+        return dataclasses.replace(active, **changes)
+
+
+class Job:
+    """One batch of a web UI's job: which networks each of its pictures has in each pass, and how they stand on the UNet at hand."""
+
+    def __init__(self, p: Any, panel: Panel, prompts: Sequence[str], hires_prompts: Sequence[str], always: Sequence[ActiveNetwork]) -> None:
+        self.p = p
+        self.notes: list[str] = []
+        self.pictures = {
+            hires: [self._of_prompt(panel, prompt, hires, always) for prompt in texts] for hires, texts in ((False, prompts), (True, hires_prompts))
+        }
+        self._applied: dict[tuple[int, bool], Applied] = {}
+
+    def _of_prompt(self, panel: Panel, prompt: str, hires: bool, always: Sequence[ActiveNetwork]) -> list[ActiveNetwork]:
+        try:
+            tagged = [active for active in extract(prompt)[1] if active.name.lower() != "none"]
+        except HypernetworkError as error:
+            self.notes.append(str(error))
+            tagged = []
+        more = [active for active in always if all(active.name != other.name for other in tagged)]
+        return [panel.changed(active) for active in [*panel.for_pass(hires), *tagged, *more]]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all networks, once each."""
+        return list(dict.fromkeys(active.name for pictures in self.pictures.values() for tags in pictures for active in tags))
+
+    def applied(self, host: Any, session: Session) -> Applied:
+        """The networks of the pass at hand for the UNet at hand, which a refiner or a hires checkpoint may replace within a job."""
+        hires = bool(getattr(self.p, "is_hr_pass", False))
+        key = (id(host.unet), hires)
+        if key not in self._applied:
+            self._applied[key] = session.prepare(host, self.pictures[hires] or [[]], leave_out=True)
+            self.notes += [note for note in self._applied[key].notes if note not in self.notes]
+            self.tell()
+        return self._applied[key]
+
+    def tell(self) -> None:
+        """The notes stand under the picture."""
+        for note in self.notes:
+            self.p.comment(note)
+
+
+class Generation:
+    """What acts on the web UI's jobs, one at a time: the web UI's queue sees to that."""
+
+    def __init__(self, host: Any, session: Session, setting: Callable[[], tuple[str, float]]) -> None:
+        """`setting` gives the web UI's own option "Add hypernetwork to prompt" and the default strength of extra networks."""
+        self.host, self.session, self._setting = host, session, setting
+        self._job: Job | None = None
+        self._on: Applied | None = None
+
+    def begin(self, p: Any, panel: Panel) -> None:
+        """A job starts: from `Script.process`. What an exception left of the one before goes."""
+        self.end()
+        p.hypernetworks_panel = panel
+        if panel.active:
+            p.extra_generation_params[PANEL_LABEL] = write_panel(panel.active)
+            if panel.passes != BOTH:
+                p.extra_generation_params[PASSES_LABEL] = panel.passes
+
+    def activate(self, p: Any, items: Sequence[Sequence[str]]) -> None:
+        """A batch starts: from the extra network, which hears of the first prompt's tags only (`items`). Called again for hires fix."""
+        if self._job is not None and self._job.p is p and getattr(p, "is_hr_pass", False):
+            return
+        self.end()
+        panel = getattr(p, "hypernetworks_panel", None) or Panel()
+        panel = dataclasses.replace(panel, changes=getattr(p, "hypernetworks_changes", {}))
+        prompts, hires_prompts = self._prompts(p, items)
+        always = self._always(p)
+        job = Job(p, panel, prompts, hires_prompts, always)
+        job.tell()
+        if not job.names:
+            return
+        self._write_hashes(p, job.names)
+        self._job = job
+        try:
+            job.applied(self.host, self.session)
+        except HypernetworkError as error:  # a model without such layers; networks that cannot be used are notes already
+            p.comment(str(error))
+            self._job = None
+            return
+        self.host.watch(self._before, self._after)
+
+    def end(self) -> None:
+        """The job is over. May be called again."""
+        self._after()
+        self.host.unwatch()
+        self._job = None
+
+    def _before(self, step: int, steps: int) -> None:
+        self._on = self._job.applied(self.host, self.session)
+        self._on.at_step(step, steps)
+        self._on.put_on()
+
+    def _after(self) -> None:
+        if self._on is not None:
+            self._on.remove()
+            self._on = None
+
+    @staticmethod
+    def _prompts(p: Any, items: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+        """The raw prompts of the batch, with their tags, of both passes.
+
+        Where a script has put other prompts in between, so that the first prompt's tags are not `items`, these count for all pictures.
+        """
+        batch = slice(p.iteration * p.batch_size, (p.iteration + 1) * p.batch_size)
+        everything = p.all_prompts or []  # none while a web UI warms its model up
+        prompts = list(everything[batch])
+        hires = list((getattr(p, "all_hr_prompts", None) or everything)[batch])
+        try:
+            same = bool(prompts) and extract(prompts[0])[1] == [read(arguments) for arguments in items]
+        except HypernetworkError:
+            same = True
+        if same:
+            return prompts, hires
+        said = "".join(f"<hypernet:{':'.join(arguments)}>" for arguments in items)
+        return [said] * max(1, len(prompts)), [said] * max(1, len(hires))
+
+    def _always(self, p: Any) -> list[ActiveNetwork]:
+        """The network that the web UI's settings add to every prompt; it stands in the infotext's prompt, as before."""
+        name, strength = self._setting()
+        if not name or name == "None":
+            return []
+        active = ActiveNetwork(name, strength)
+        p.all_prompts = [prompt if _mentions(prompt, name) else prompt + tag(active) for prompt in p.all_prompts or []]
+        return [active]
+
+    def _write_hashes(self, p: Any, names: Sequence[str]) -> None:
+        found = []
+        for name in names:
+            try:
+                found.append(f"{name}: {short_hash(self.session.catalog.path(name))}")
+            except HypernetworkError:
+                continue  # it is named under the picture
+        if found:
+            p.extra_generation_params[HASHES_LABEL] = ", ".join(found)
+
+
+def _mentions(prompt: str, name: str) -> bool:
+    try:
+        return any(active.name == name for active in extract(prompt)[1])
+    except HypernetworkError:
+        return False
+
+
+def write_panel(active: Sequence[ActiveNetwork]) -> str:
+    """The panel's rows as an infotext holds them."""
+    return "".join(tag(one) for one in active)
+
+
+def read_panel(infotext: Mapping[str, Any]) -> tuple[list[ActiveNetwork], str] | None:
+    """The panel of an infotext that was read by the web UI; None where it is no picture's. Rows that cannot be read are left out."""
+    if "Steps" not in infotext and PANEL_LABEL not in infotext:
+        return None
+    try:
+        active = extract(str(infotext.get(PANEL_LABEL, "")))[1]
+    except HypernetworkError as error:
+        log.warning("The infotext's %s cannot be read: %s", PANEL_LABEL, error)
+        active = []
+    passes = infotext.get(PASSES_LABEL, BOTH)
+    return active, passes if passes in PASSES else BOTH

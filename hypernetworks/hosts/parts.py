@@ -1,0 +1,133 @@
+"""What the extension puts into a web UI's own lists: the extra network, cards, axes of the XYZ plot, settings, routes. All of it can go again."""
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request
+from modules import extra_networks, scripts, shared, ui_extra_networks
+
+from .. import xyz
+from ..catalog import Catalog
+from .cards import HypernetworkCards
+from .generation import Generation
+
+SECTION = ("hypernetworks", "Hypernetworks")
+SDAPI_ROUTES = ("/sdapi/v1/hypernetworks", "/sdapi/v1/create/hypernetwork", "/sdapi/v1/train/hypernetwork")
+
+
+class HypernetExtraNetwork(extra_networks.ExtraNetwork):
+    """Answers to `<hypernet:...>` in place of the web UI's own, which would apply a network a second time, or on Forge not at all."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__("hypernet")
+        self.generation = generation
+
+    def activate(self, p: Any, params_list: Sequence[Any]) -> None:
+        """A batch starts (modules/extra_networks.py:60)."""
+        self.generation.activate(p, [params.items for params in params_list])
+
+    def deactivate(self, p: Any) -> None:
+        """The job is over."""
+        self.generation.end()
+
+
+def register(generation: Generation, catalog: Catalog) -> None:
+    """From `on_before_ui`: the web UI has made its own lists by then, and makes them anew with every "Reload UI"."""
+    extra_networks.register_extra_network(HypernetExtraNetwork(generation))
+    pages = ui_extra_networks.extra_pages
+    pages[:] = [page for page in pages if page.name != SECTION[0]]
+    ui_extra_networks.register_page(HypernetworkCards(catalog))
+    for module in _xyz_modules():
+        xyz.add_axes(module, catalog)
+
+
+def unregister() -> None:
+    """The web UI's own extra network comes back with its next start; until then there is none of ours."""
+    registry = extra_networks.extra_network_registry
+    if isinstance(registry.get("hypernet"), HypernetExtraNetwork):
+        del registry["hypernet"]
+    pages = ui_extra_networks.extra_pages
+    pages[:] = [page for page in pages if not isinstance(page, HypernetworkCards)]
+    for module in _xyz_modules():
+        xyz.remove_axes(module)
+
+
+def _xyz_modules() -> list[Any]:
+    """The web UI's script for XYZ plots, which is found by its file's name."""
+    return [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
+
+
+def add_settings() -> None:
+    """From `on_ui_settings`."""
+    options = {
+        "hypernetworks_panel_open": shared.OptionInfo(False, "Unfold the panel of hypernetworks in txt2img and img2img").needs_reload_ui(),
+        "hypernetworks_data_folder": shared.OptionInfo(
+            "", "Folder for training runs and pictures dropped in"
+        ).info("empty: the folder hypernetworks beside the web UI's other data").needs_restart(),
+        "hypernetworks_client_paths": shared.OptionInfo(
+            False, "Other computers may name folders of this one to train on"
+        ).info("matters with --listen, --share and the like, where only pictures that were dropped in are taken otherwise"),
+    }  # fmt: skip
+    for name, option in options.items():
+        option.section = SECTION
+        shared.opts.add_option(name, option)
+
+
+def panel_open() -> bool:
+    """Whether the panel is unfolded when the page is built."""
+    return bool(getattr(shared.opts, "hypernetworks_panel_open", False))
+
+
+def always_on() -> tuple[str, float]:
+    """The web UI's own setting "Add hypernetwork to prompt" and the strength that it uses (extra_networks_hypernet.py:10)."""
+    name = getattr(shared.opts, "sd_hypernetwork", "None")
+    return str(name or "None"), float(getattr(shared.opts, "extra_networks_default_multiplier", 1.0))
+
+
+def add_routes(app: Any, host: Any, jobs: Any, catalog: Catalog) -> None:
+    """From `on_app_started`, where the web UI was started with its own API: our routes, and A1111's where the host has lost them."""
+    if not (getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)):
+        return
+    from ..api import ApiParts, router, sdapi_router
+
+    api = ApiParts(host=host, jobs=jobs, catalog=catalog, guards=[guard(app)], client_paths=lambda: host.client_paths)
+    app.include_router(router(api))
+    if importlib.util.find_spec("modules_forge") is not None:  # the routes are there and end in a NameError
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in SDAPI_ROUTES]
+        app.include_router(sdapi_router(api))
+
+
+def guard(app: Any) -> Any:
+    """A FastAPI dependency that asks for what the web UI asks for: the passwords of --api-auth, else a session of --gradio-auth.
+
+    As modules/api/api.py:278 and gradio/routes.py, get_current_user; both are closures there and cannot be called.
+    """
+    accounts = dict(entry.split(":", 1) for entry in (getattr(shared.cmd_opts, "api_auth", None) or "").split(",") if ":" in entry)
+
+    def check(request: Request) -> None:
+        if accounts:
+            if not _has_password(request.headers.get("authorization", ""), accounts):
+                raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+        elif getattr(app, "auth", None) is not None:
+            names = ["access-token", "access-token-unsecure"]
+            names += [f"{name}-{app.cookie_id}" for name in names if getattr(app, "cookie_id", None)]
+            if not any(request.cookies.get(name) in app.tokens for name in names):
+                raise HTTPException(401, "Not authenticated")
+
+    return check
+
+
+def _has_password(header: str, accounts: Mapping[str, str]) -> bool:
+    """Whether a header of HTTP's basic authentication holds one of the accounts; takes as long for a wrong password as for a right one."""
+    scheme, _, text = header.partition(" ")
+    try:
+        name, colon, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    expected = accounts.get(name, secrets.token_hex(16))
+    return scheme.lower() == "basic" and bool(colon) and secrets.compare_digest(password.encode(), expected.encode())
