@@ -36,7 +36,8 @@ class Extension:
         """The pages, as `on_ui_tabs` wants them: (blocks, title, elem_id)."""
         from .ui.tabs import build_library_tab, build_train_tab
 
-        return [(build_train_tab(self.host, self.jobs), *TRAIN_TAB), (build_library_tab(self.host, self.library, self.jobs), *LIBRARY_TAB)]
+        train = build_train_tab(self.host, self.jobs, self.web_ui.TRY_SCRIPT)
+        return [(train, *TRAIN_TAB), (build_library_tab(self.host, self.library, self.jobs), *LIBRARY_TAB)]
 
     def panel(self, is_img2img: bool) -> Any:
         """The panel of txt2img or img2img, and what pasting does to it."""

@@ -122,6 +122,8 @@ class Host(Protocol):
     """What a host must offer. Implementations: `hosts/diffusers.py` (standalone), `hosts/a1111.py`, `hosts/forge.py`."""
 
     folders: Folders
+    client_paths: bool
+    """Whether who uses the page or the API may name folders of this machine; else only those of pictures that were sent here."""
 
     @property
     def model(self) -> ModelFacts:

@@ -54,9 +54,8 @@ def average(parts: Sequence[Part]) -> ResidualHypernetwork:
     first = parts[0]
     for part in parts[1:]:
         if outline(part.network) != outline(first.network):
-            raise ConfigError(
-                f"{first.name} and {part.name} cannot be averaged, for {_difference(first.network, part.network)}. Chain them instead."
-            )
+            instead = _tags_instead(parts) if _not_one_network(parts) else "Merge them one after the other instead."
+            raise ConfigError(f"{first.name} and {part.name} cannot be averaged, for {_difference(first.network, part.network)}. {instead}")
     merged = ResidualHypernetwork(first.network.widths, first.network.structure, initialization=None)
     for key in merged.keys:
         merged.assign(key, [_averaged(parts, key, place, total) for place in range(2)])
@@ -72,7 +71,7 @@ def chain(parts: Sequence[Part]) -> ResidualHypernetwork:
     """
     _check(parts)
     if reason := _not_one_network(parts):
-        raise ConfigError(f"{reason} Write the tags of all into the prompt instead: {tags(parts)}")
+        raise ConfigError(f"{reason} {_tags_instead(parts)}")
     widths = {key: width for part in parts for key, width in part.network.widths.items()}
     merged = ResidualHypernetwork(widths, ResidualStructure((1, 1)), initialization=None)
     for key, width in widths.items():
@@ -83,6 +82,10 @@ def chain(parts: Sequence[Part]) -> ResidualHypernetwork:
 def tags(parts: Sequence[Part]) -> str:
     """What does in a prompt what a chain of the parts does."""
     return " ".join(tag(ActiveNetwork(part.name, strength=part.weight)) for part in parts)
+
+
+def _tags_instead(parts: Sequence[Part]) -> str:
+    return f"Write the tags of all into the prompt instead: {tags(parts)}"
 
 
 def _check(parts: Sequence[Part]) -> None:

@@ -90,7 +90,7 @@ class Session:
         for name in dict.fromkeys(active.name for tags in pictures for active in tags):
             try:
                 network = self._load(name, host)
-                notes += _unused(name, network, host)
+                notes += [*_unused(name, network, host), *_differences(name, network, host)]
                 networks[name] = network
             except HypernetworkError as error:
                 if not leave_out:
@@ -191,3 +191,14 @@ def _unused(name: str, network: ResidualHypernetwork, host: Host) -> list[str]:
         widths = ", ".join(str(width) for width in sorted({p.in_width for p in places}))
         raise ModelUnfit(f"The hypernetwork {name!r} is for another model: {lacks}. The model's widths are {widths}.")
     return [f"Of the hypernetwork {name!r} {len(missing)} of {len(network.keys)} {kinds} are left unused: {lacks}."]
+
+
+def _differences(name: str, network: ResidualHypernetwork, host: Host) -> list[str]:
+    """A sentence where the network was trained with other settings of the host than those that are on now, which changes what it does."""
+    now, then = host.model, network.metadata
+    found = []
+    for key, label in (("clip_skip", "clip skip"), ("vae", "VAE"), ("prediction_type", "prediction type")):
+        trained, loaded = then.get(key), str(getattr(now, key))
+        if trained is not None and trained != loaded:
+            found.append(f"{label} {trained or 'of the checkpoint'}, now {loaded or 'that of the checkpoint'}")
+    return [f"The hypernetwork {name!r} was trained with another setting: {'; '.join(found)}."] if found else []

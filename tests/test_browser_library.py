@@ -123,6 +123,7 @@ def test_two_networks_are_merged(page, home):  # noqa: F811
     page.fill("library_merged_name", "mist")
     page.click("library_merge")
     told(page, "mist is made of black ink, fog")
+    page.wait_for("find('library_note').getBoundingClientRect().top >= 0")  # though the button is far below it
     parts = json.loads(describe(home / "networks" / "mist.safetensors").metadata["merged_from"])
     assert [(part["name"], part["weight"]) for part in parts] == [("black ink", 1), ("fog", 3)]
     assert "average of black ink (1), fog (3)" in page.find("library_details").inner_text()

@@ -374,7 +374,7 @@ def test_a_merged_file_names_its_parts(library, folders, ink):
 
 def test_different_structures_are_chained(library, folders, ink):
     save(network(structure=ResidualStructure((1, 2, 1))), folders.networks / "wide.safetensors")
-    with pytest.raises(ConfigError, match="Chain them"):
+    with pytest.raises(ConfigError, match="one after the other instead"):
         library.merge([("ink", 1), ("wide", 1)], "mix")
     chained = load(library.chain([("ink", 0.5), ("wide", 2)], "mix"))
     x = torch.randn(4, 8)

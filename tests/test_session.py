@@ -138,6 +138,21 @@ def test_what_cannot_be_used_can_be_left_out_and_is_named(host, session):
     assert "'gone'" in applied.notes[0] and "'sd1'" in applied.notes[1]
 
 
+def test_other_settings_than_those_of_the_training_are_told(host, session):
+    network = session.catalog.load("oil")
+    network.metadata.update(clip_skip="2", vae="", prediction_type="epsilon")
+    try:
+        (note,) = session.prepare(host, [[ActiveNetwork("oil")]]).notes
+        assert note == "The hypernetwork 'oil' was trained with another setting: clip skip 2, now 1."
+        network.metadata.update(clip_skip="1", vae="blue.safetensors")
+        (note,) = session.prepare(host, [[ActiveNetwork("oil")]]).notes
+        assert "VAE blue.safetensors, now that of the checkpoint" in note
+        network.metadata.update(vae="")
+        assert session.prepare(host, [[ActiveNetwork("oil")]]).notes == []
+    finally:
+        network.metadata.clear()
+
+
 def test_networks_can_be_taken_off_and_put_on_again(host, session):
     bare = predict(host)
     applied = session.prepare(host, [[ActiveNetwork("oil", 0.5)]])

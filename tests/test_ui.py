@@ -35,6 +35,7 @@ class Host:
     """A model that draws grey pictures, is busy when told so, and describes pictures when given words for it."""
 
     model = ModelFacts("small", "0123456789", "sd1", "epsilon", 128)
+    client_paths = True
 
     def __init__(self, folder):
         self.begin(folder)
@@ -172,10 +173,10 @@ def text(html):
 # --- the whole page
 
 
-def test_every_option_has_one_input_and_the_untouched_page_means_the_defaults(page):
+def test_every_option_has_one_input_and_the_untouched_page_means_the_preset_that_it_shows(page):
     form = page.train.form
     assert set(form.inputs) == set(options(TrainingConfig))
-    assert read(TrainingConfig, form.values(raw(page.train))) == TrainingConfig()
+    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.preset.value].values)
 
 
 def test_element_ids_are_our_own_and_unique(page):
@@ -363,6 +364,20 @@ def test_dropped_pictures_get_a_folder_of_their_own(page, host, pictures):
     assert len(read_folder(first).pictures) == len(read_folder(second).pictures) == 3
 
 
+def test_a_page_that_may_not_name_paths_takes_only_pictures_that_were_sent(page, host, trainer, pictures, monkeypatch):
+    monkeypatch.setattr(host, "client_paths", False, raising=False)
+    (folder, _), elsewhere = page.train.pictures.drop([str(file) for file in pictures.glob("*.png")]), str(pictures)
+    assert "/" not in folder and (host.folders.pictures / folder).is_dir()
+    for asked in (elsewhere, "..", "../pictures/" + folder, str(host.folders.pictures / folder)):
+        refused, *_ = page.train.pictures.check(asked, "", None, None, "")
+        assert "no folder of pictures" in refused and 'role="alert"' in refused
+        note, _ = page.train.train("", *raw(page.train, name="birds", dataset=asked))
+        assert "no folder of pictures" in note and page.jobs.current is None
+    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "")[0]
+    page.train.train("", *raw(page.train, name="birds", dataset=folder))
+    assert Path(trainer.config.dataset) == host.folders.pictures / folder
+
+
 def test_dropping_nothing_of_use_is_one_sentence(page, tmp_path):
     (tmp_path / "notes.doc").write_text("words")
     _, words = page.train.pictures.drop([str(tmp_path / "notes.doc")])
@@ -376,7 +391,7 @@ def test_training_starts_with_what_the_page_says(page, trainer, pictures):
     note, _ = page.train.train("", *raw(page.train, name=" birds ", dataset=str(pictures), max_steps=30, learning_rate="1e-4"))
     assert note == "" and page.jobs.current.running
     assert trainer.config == read(
-        TrainingConfig, {"name": "birds", "dataset": str(pictures), "max_steps": 30, "learning_rate": "1e-4"}
+        TrainingConfig, {**PRESETS["Style"].values, "name": "birds", "dataset": str(pictures), "max_steps": 30, "learning_rate": "1e-4"}
     )
     assert trainer.runs == [{"resume": False, "overwrite": False}]
 

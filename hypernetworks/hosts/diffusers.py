@@ -58,6 +58,8 @@ class DiffusersHost:
     2020).
     """
 
+    client_paths = True  # its page answers on this machine only
+
     def __init__(
         self,
         model: str | Path | None = None,

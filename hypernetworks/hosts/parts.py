@@ -17,7 +17,12 @@ from .cards import HypernetworkCards
 from .generation import Generation
 
 SECTION = ("hypernetworks", "Hypernetworks")
-SDAPI_ROUTES = ("/sdapi/v1/hypernetworks", "/sdapi/v1/create/hypernetwork", "/sdapi/v1/train/hypernetwork")
+TRY_SCRIPT = """(name) => {
+    const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
+    if (!prompt.value.includes(`<hypernet:${name}`)) prompt.value = `${prompt.value} <hypernet:${name}:1>`.trim();
+    updateInput(prompt);
+    switch_to_txt2img();
+}"""  # the page's own functions (script.js, javascript/ui.js)
 
 
 class HypernetExtraNetwork(extra_networks.ExtraNetwork):
@@ -93,12 +98,12 @@ def add_routes(app: Any, host: Any, jobs: Any, catalog: Catalog) -> None:
     """From `on_app_started`, where the web UI was started with its own API: our routes, and A1111's where the host has lost them."""
     if not (getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)):
         return
-    from ..api import ApiParts, router, sdapi_router
+    from ..api import SDAPI, ApiParts, router, sdapi_router
 
     api = ApiParts(host=host, jobs=jobs, catalog=catalog, guards=[guard(app)], client_paths=lambda: host.client_paths)
     app.include_router(router(api))
     if importlib.util.find_spec("modules_forge") is not None:  # the routes are there and end in a NameError
-        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in SDAPI_ROUTES]
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in SDAPI]
         app.include_router(sdapi_router(api))
 
 

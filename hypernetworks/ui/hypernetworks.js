@@ -1,5 +1,5 @@
-/* Keeps the training tab up to date, sends captions that were edited in place, and opens the library's rows. Works in every gradio version: it only clicks a hidden
-   button of the page and reads the page's own elements. */
+/* Keeps the training tab up to date, sends captions that were edited in place, and opens the library's rows. Works in every gradio version: it
+   only clicks buttons of the page, hidden ones among them, and reads the page's own elements. */
 (() => {
     "use strict";
     if (window.hypernetworks) return;
@@ -42,7 +42,7 @@
     function lookAtLibrary() {
         const before = inSight;
         inSight = Boolean(find("#hypernetworks_library_table")?.offsetParent);
-        if (inSight && !before) find("#hypernetworks_library_refresh").click();
+        if (inSight && !before) find("#hypernetworks_library_refresh")?.click();
     }
 
     /* A row of the library is opened by a click on it. */
@@ -51,7 +51,7 @@
         if (!row) return;
         for (const other of row.parentElement.children) other.setAttribute("aria-selected", other === row);
         chosen = row.dataset.hypernetwork;
-        find("#hypernetworks_library_open").click();
+        find("#hypernetworks_library_open")?.click();
     }
 
     /* Shows the training tab, wherever the page has it, and has it fill its form; gradio may build a tab only when it is shown. */
@@ -82,6 +82,6 @@
         chosen: () => chosen,
         resuming: () => resuming,
         resume,
-        show: (name) => find(`#hypernetworks_${name}`)?.scrollIntoView({ block: "center" }),
+        show: (name, block = "center") => find(`#hypernetworks_${name}`)?.scrollIntoView({ block }),
     };
 })();

@@ -19,6 +19,7 @@ from .markup import note
 PARTS = 4  # networks that can be merged at once
 AVERAGE, CHAIN = "Average of the weights", "One after the other"
 CHOSEN = "() => [window.hypernetworks ? window.hypernetworks.chosen() : '']"
+SHOW_NOTE = "() => { window.hypernetworks?.show('library_note', 'nearest') }"
 RESUME = "(name) => { window.hypernetworks?.resume(name) }"
 ASK_TO_DELETE = (
     "(confirmed, name, ...rest) => [window.confirm(`Move ${name}, all files that belong to it and its training run to the trash?`), name, ...rest]"
@@ -94,7 +95,7 @@ class LibraryTab:
             )  # fmt: skip
             with gr.Row(equal_height=True):
                 self.merged_name = gr.Textbox(label="Name of the new file", scale=3, min_width=180, elem_id="hypernetworks_library_merged_name")
-                self.merge_button = gr.Button("Merge", scale=1, min_width=100, elem_id="hypernetworks_library_merge")
+                self.merge_button = gr.Button("Merge", size="sm", scale=1, min_width=100, elem_id="hypernetworks_library_merge")
 
     def _wire(self) -> None:
         silent = {"show_progress": "hidden"}
@@ -105,12 +106,16 @@ class LibraryTab:
         self.resume_button.click(None, [self.selected], None, **compatibility.script(RESUME))
         self.open_button.click(self.open, [self.selected], [self.note, *opened], **silent, **compatibility.script(CHOSEN))
         named = [self.selected, self.search, self.sorting]
-        self.rename_button.click(self.rename, [self.new_name, *named], acted)
-        self.notes_button.click(self.save_notes, [self.notes, *named], acted)
-        self.convert_button.click(self.convert, named, acted)
-        self.delete_button.click(self.delete, [self.confirmed, *named], acted, **compatibility.script(ASK_TO_DELETE))
-        self.add_button.click(self.add, [self.selected, *self.parts[::2]], [self.note, *self.parts[::2]], **silent)
-        self.merge_button.click(self.merge, [self.merged_name, self.how, *named, *self.parts], acted)
+        names = self.parts[::2]
+        for said in (
+            self.rename_button.click(self.rename, [self.new_name, *named], acted),
+            self.notes_button.click(self.save_notes, [self.notes, *named], acted),
+            self.convert_button.click(self.convert, named, acted),
+            self.delete_button.click(self.delete, [self.confirmed, *named], acted, **compatibility.script(ASK_TO_DELETE)),
+            self.add_button.click(self.add, [self.selected, *names], [self.note, *names], **silent),
+            self.merge_button.click(self.merge, [self.merged_name, self.how, *named, *self.parts], acted),
+        ):
+            said.then(None, None, None, **compatibility.script(SHOW_NOTE))
 
     @property
     def _opened(self) -> list[Any]:

@@ -104,7 +104,7 @@ def date_of(seconds: float) -> str:
 
 
 def _text_of(entry: Entry) -> str:
-    return f"{entry.name} {entry.kind} {entry.base_model} {entry.path.suffix}".casefold()
+    return f"{entry.name} {entry.kind or entry.path.suffix} {entry.base_model}".casefold()
 
 
 def _summary(count: int, found: int, shown: int) -> str:

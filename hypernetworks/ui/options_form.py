@@ -1,7 +1,7 @@
 """Inputs for the options of a configuration class, built from their one declaration in `config.py`."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,17 +12,22 @@ MANY_LINES = ("caption_template", "preview_prompts", "description")
 
 
 class OptionsForm:
-    """Builds inputs where it is told to, and reads all of them at once. `prefix` begins every element's id."""
+    """Builds inputs where it is told to, and reads all of them at once. They show `values` first, or the defaults where those say nothing.
 
-    def __init__(self, config: type, prefix: str = "hypernetworks_option_") -> None:
-        self.options, self.prefix = options(config), prefix
+    `prefix` begins every element's id.
+    """
+
+    def __init__(self, config: type, prefix: str = "hypernetworks_option_", values: Mapping[str, Any] | None = None) -> None:
+        self.options, self.prefix, self._at_first = options(config), prefix, dict(values or {})
         self.inputs: dict[str, gr.components.Component] = {}
 
     def add(self, *names: str, **changes: Any) -> list[gr.components.Component]:
         """Inputs for these options at the place where the page is being built; `changes` are arguments of the inputs."""
         added = []
         for name in names:
-            self.inputs[name] = _input(self.options[name], f"{self.prefix}{name}", changes)
+            (value,) = self.shown(self._at_first, [name])
+            self.inputs[name] = _input(self.options[name], f"{self.prefix}{name}", {"value": value, **changes})
+            self.inputs[name].do_not_save_to_config = True  # a web UI would keep today's defaults for good (modules/ui_loadsave.py)
             added.append(self.inputs[name])
         return added
 
@@ -45,13 +50,13 @@ class OptionsForm:
         given = dict(zip(self.inputs, raw, strict=True))
         return {name: self.options[name].default if value is None else value for name, value in given.items()}
 
-    def shown(self, values: dict[str, Any], names: Iterable[str]) -> list[Any]:
+    def shown(self, values: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
         """What the inputs of these options display for `values`, or for the defaults where those say nothing."""
         return [_shown(self.options[name], values.get(name, self.options[name].default)) for name in names]
 
 
 def _input(option: Option, elem_id: str, changes: dict[str, Any]) -> gr.components.Component:
-    about = {"label": option.label, "info": option.help, "value": _shown(option, option.default), "elem_id": elem_id, **changes}
+    about = {"label": option.label, "info": option.help, "elem_id": elem_id, **changes}
     if option.kind is bool:
         return gr.Checkbox(**about)
     if option.kind is tuple and option.choices:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..access import client_folder
 from ..captioning import captionable, write_captions
 from ..dataset import Dataset, read_folder
 from ..errors import DatasetError, HypernetworkError
@@ -19,6 +20,8 @@ from .dataset_check import read_edits, report, save_captions
 from .markup import note, plural
 from .options_form import OptionsForm
 
+HERE = {"label": "Folder on this computer", "info": "Its full path.", "placeholder": "/home/me/pictures/my style"}
+SENT = {"label": "Folder of pictures that were dropped in", "info": "Its name. Other folders of the server can be allowed in its settings.", "placeholder": ""}
 EDITS_FIRST = "(...values) => window.hypernetworks ? window.hypernetworks.withEdits(values) : values"
 """Puts the captions edited on the page into an event's first input."""
 
@@ -34,7 +37,8 @@ class PicturesStep:
             "<h3>1 · Pictures</h3><p>Some ten to fifty pictures of one style or one subject, each with a short caption of what it shows: "
             "in a text file of the same name (<code>01.png</code>, <code>01.txt</code>), or as the file's name (<code>red barn.jpg</code>).</p>"
         )
-        self.folder = form.add("dataset", label="Folder on this computer", info="Its full path.", placeholder="/home/me/pictures/my style")[0]
+        about = HERE if host.client_paths else SENT
+        self.folder = form.add("dataset", **about)[0]
         self.dropped = gr.File(
             label="Or drop pictures here, or a zip of them", file_count="multiple", file_types=["image", ".txt", ".zip"],
             height=150, elem_id="hypernetworks_dropped",
@@ -83,7 +87,7 @@ class PicturesStep:
         except HypernetworkError as error:
             return [gr.update(), note(str(error))]
         left_out = "".join(note(f"{name} was left out: {reason}.", "warning") for name, reason in upload.left_out)
-        return [str(folder), left_out]
+        return [str(folder) if self.host.client_paths else folder.name, left_out]
 
     def save(self, edits: str, *about: Any) -> list[Any]:
         """Writes edited captions, and shows the pictures anew."""
@@ -141,10 +145,14 @@ class PicturesStep:
         edits = read_edits(text)
         return len(save_captions(self._read(edits[0]), edits[1])) if edits else 0
 
-    def _read(self, folder: str | Path, **about: Any) -> Dataset:
+    def path(self, folder: str | Path) -> Path:
+        """The folder that is meant. Raises `DatasetError` for none, `AccessRefused` for one that this page may not name."""
         if not str(folder).strip():
             raise DatasetError("Give a folder of pictures, or drop pictures in.")
-        return read_folder(str(folder).strip(), cache=self.host.folders.data / "latents", **about)
+        return client_folder(str(folder).strip(), self.host.folders, self.host.client_paths)
+
+    def _read(self, folder: str | Path, **about: Any) -> Dataset:
+        return read_folder(self.path(folder), cache=self.host.folders.data / "latents", **about)
 
     def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> tuple[str, Any]:
         """The check, and the button that has captions written: shown where the host can and pictures need it."""

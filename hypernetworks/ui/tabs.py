@@ -7,14 +7,16 @@ import gradio as gr
 
 from ..host import Host
 from ..jobs import Jobs
+from . import compatibility
 from .library_tab import LibraryTab
 from .train_tab import TrainTab
 
 
-def build_train_tab(host: Host, jobs: Jobs) -> gr.Blocks:
-    """The tab "Train Hypernetwork"."""
+def build_train_tab(host: Host, jobs: Jobs, try_script: str) -> gr.Blocks:
+    """The tab "Train Hypernetwork". `try_script` is a JavaScript function from the new network's name: the web UI's way to where it draws."""
     with gr.Blocks(analytics_enabled=False) as page:
-        TrainTab(host, jobs)
+        tab = TrainTab(host, jobs)
+        tab.try_button.click(None, [tab.trained_name], None, **compatibility.script(try_script))
     return page
 
 

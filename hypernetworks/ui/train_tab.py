@@ -21,6 +21,7 @@ from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
 from .result import card, write_pt
 
+FIRST_PRESET = next(iter(PRESETS))  # is chosen, and its values are shown, in a new page
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
 OWN = ("name", "dataset", "shared_caption", "description", "preview_prompts", "seed")  # options that no preset touches
 ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
@@ -39,7 +40,7 @@ class TrainTab:
 
     def __init__(self, host: Host, jobs: Jobs) -> None:
         self.host, self.jobs = host, jobs
-        self.form = OptionsForm(TrainingConfig)
+        self.form = OptionsForm(TrainingConfig, values=PRESETS[FIRST_PRESET].values)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=440):
                 self.pictures = PicturesStep(host, self.form)
@@ -54,10 +55,10 @@ class TrainTab:
         with gr.Row():
             self.form.add("name", min_width=200)
             self.preset = gr.Dropdown(
-                choices=list(PRESETS), value=next(iter(PRESETS)), label="Preset", min_width=200, elem_id="hypernetworks_preset",
+                choices=list(PRESETS), value=FIRST_PRESET, label="Preset", min_width=200, elem_id="hypernetworks_preset",
                 info="What is to be learned; sets the options below.",
             )  # fmt: skip
-        self.preset_help = gr.HTML(_preset_help(next(iter(PRESETS))), elem_id="hypernetworks_preset_help")
+        self.preset_help = gr.HTML(_preset_help(FIRST_PRESET), elem_id="hypernetworks_preset_help")
         with gr.Row():
             self.form.add("max_steps", "batch_size", min_width=200)
         for group in dict.fromkeys(option.group for option in self.form.options.values()):
@@ -170,6 +171,7 @@ class TrainTab:
         if not values["dataset"]:
             raise ConfigError("Choose the pictures first: give a folder, or drop pictures in (step 1).")
         check_name(values["name"])
+        values["dataset"] = str(self.pictures.path(values["dataset"]))
         self.pictures.save_edits(edits)
         return read(TrainingConfig, values)
 
