@@ -138,14 +138,18 @@ def test_the_generate_tab_offers_what_is_new(page):
     page.show_tab("Library")
 
 
+def delete(page, confirm):
+    page.tab.once("dialog", lambda dialog: dialog.accept() if confirm else dialog.dismiss())
+    with page.tab.expect_event("dialog"):
+        page.click("library_delete")
+
+
 def test_delete_asks_and_moves_to_the_trash(page, home):  # noqa: F811
     open_row(page, "mist")
-    page.tab.once("dialog", lambda dialog: dialog.dismiss())
-    page.click("library_delete")
+    delete(page, confirm=False)
     time.sleep(2)
     assert (home / "networks" / "mist.safetensors").is_file()
-    page.tab.once("dialog", lambda dialog: dialog.accept())
-    page.click("library_delete")
+    delete(page, confirm=True)
     told(page, "mist is in the trash")
     assert rows(page) == {"black ink", "fog", "layers", "broken"} and page.find("library_panel").is_hidden()
     assert [path.name for path in (home / "data" / "trash").glob("* mist/*")] == ["mist.safetensors"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +30,22 @@ class _Forge:
     def load(self) -> None:
         """Reads the checkpoint that is chosen, where it is not loaded yet (modules/sd_models.py:473)."""
         sd_models.forge_model_reload()
+
+    @property
+    def choice(self) -> Any:
+        """Which checkpoint is chosen, with the settings that it is loaded with."""
+        return sd_models.model_data.forge_loading_parameters
+
+    @contextmanager
+    def choosing(self, choice: Any) -> Iterator[None]:
+        """Another choice than the page's within: Forge notes one at once and loads it with the next picture (modules_forge/main_entry.py:229)."""
+        data = sd_models.model_data
+        chosen, data.forge_loading_parameters = data.forge_loading_parameters, choice
+        try:
+            yield
+        finally:
+            if data.forge_loading_parameters is choice:  # the user has not chosen again meanwhile
+                data.forge_loading_parameters = chosen
 
     def is_velocity(self, model: nn.Module) -> bool:
         return model.predictor.prediction_type == "v_prediction"
@@ -57,6 +73,12 @@ class _ReForge:
     def load(self) -> None:
         """Touching `shared.sd_model` reads the checkpoint."""
 
+    choice = None
+
+    def choosing(self, choice: Any) -> AbstractContextManager[None]:
+        """Nothing: another choice waits for the web UI's queue."""
+        return nullcontext()
+
     def is_velocity(self, model: nn.Module) -> bool:
         return any(base.__name__ == "V_PREDICTION" for base in type(model.model_sampling).__mro__)
 
@@ -77,10 +99,13 @@ class ForgeHost(WebUiHost):
     def __init__(self) -> None:
         super().__init__()
         self._names = _Forge() if importlib.util.find_spec("backend") else _ReForge()
+        self._trained_on: tuple[Any, Any] | None = None  # the model and the choice that led to it, while a run holds them
 
     @property
     def _sd_model(self) -> Any:
         """Loads the checkpoint first: Forge shows a stand-in until then (modules/sd_models.py, FakeInitialModel)."""
+        if self._trained_on is not None:
+            return self._trained_on[0]
         self._names.load()
         sd_model = shared.sd_model
         if sd_model is None or getattr(sd_model, "forge_objects", None) is None:
@@ -165,7 +190,8 @@ class ForgeHost(WebUiHost):
         handle = unet.register_forward_pre_hook(self._before_evaluation, prepend=True, with_kwargs=True)
         trained = not any(parameter.is_inference() for parameter in unet.parameters())
         try:
-            return super().generate(request, on_step)
+            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext():
+                return super().generate(request, on_step)
         finally:
             handle.remove()
             if trained:
@@ -173,9 +199,12 @@ class ForgeHost(WebUiHost):
 
     @contextmanager
     def training(self, gradient_checkpointing: bool = False) -> Iterator[None]:
-        """Within it the UNet is frozen, as its checkpoint has it, and fit for backward; afterwards as it was."""
+        """Within it the UNet is frozen, as its checkpoint has it, and fit for backward; afterwards as it was. Another checkpoint that is
+        chosen meanwhile is loaded after it."""
         sd_model = self._sd_model
         with torch.inference_mode(False), ExitStack() as stack:
+            self._trained_on = (sd_model, self._names.choice)
+            stack.callback(setattr, self, "_trained_on", None)
             sd_model.forge_objects = sd_model.forge_objects_original.shallow_copy()
             patcher = sd_model.forge_objects.unet
             self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too

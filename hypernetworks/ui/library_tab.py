@@ -47,6 +47,8 @@ class LibraryTab:
             self.selected = gr.Textbox(elem_id="hypernetworks_library_selected", show_label=False)
             self.changed = gr.Textbox(elem_id="hypernetworks_library_changed", show_label=False)
             self.confirmed = gr.Checkbox(elem_id="hypernetworks_library_confirmed", show_label=False)
+        for part in (self.search, self.sorting, self.notes, self.new_name, *self.parts, self.how, self.merged_name, *self._hidden):
+            part.do_not_save_to_config = True  # a web UI would keep today's values for good (modules/ui_loadsave.py)
         self._wire()
 
     def _build_table(self) -> None:
@@ -116,6 +118,10 @@ class LibraryTab:
             self.merge_button.click(self.merge, [self.merged_name, self.how, *named, *self.parts], acted),
         ):
             said.then(None, None, None, **compatibility.script(SHOW_NOTE))
+
+    @property
+    def _hidden(self) -> list[Any]:
+        return [self.selected, self.changed, self.confirmed]
 
     @property
     def _opened(self) -> list[Any]:

@@ -1,0 +1,8 @@
+"""--medvram and --lowvram.
+
+is_enabled   A1111
+"""
+
+
+def is_enabled(sd_model):
+    return sd_model.lowvram

@@ -1,0 +1,71 @@
+"""A job, A1111's way: within `torch.no_grad`; scripts do not hear of the passes.
+
+StableDiffusionProcessing                               A1111
+StableDiffusionProcessing.comment                       A1111
+StableDiffusionProcessing.setup_prompts                 A1111
+StableDiffusionProcessing.setup_conds                   A1111
+StableDiffusionProcessing.parse_extra_network_prompts   A1111
+StableDiffusionProcessing.close                         A1111
+StableDiffusionProcessingTxt2Img                        A1111
+StableDiffusionProcessingTxt2Img.sample                 A1111
+StableDiffusionProcessingTxt2Img.sample_hr_pass         A1111
+StableDiffusionProcessingTxt2Img.calculate_hr_conds     A1111
+Processed                                               A1111
+get_fixed_seed                                          A1111
+create_infotext                                         A1111
+process_images                                          A1111
+process_images_inner                                    A1111
+"""
+import random
+
+import torch
+from modules import sd_models, sd_unet, shared
+from web_ui.pipeline import Processed, StableDiffusionProcessing, batches, begin, create_infotext, end
+
+__all__ = ["Processed", "create_infotext"]
+
+
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    pass
+
+
+def get_fixed_seed(seed):
+    return random.randrange(4294967294) if seed in (None, "", -1) else int(seed)
+
+
+def process_images(p):
+    opts = shared.opts
+    if p.scripts is not None:
+        p.scripts.before_process(p)
+    stored = {name: opts.data[name] for name in p.override_settings if name in opts.data}
+    try:
+        sd_models.reload_model_weights()
+        for name, value in p.override_settings.items():
+            opts.set(name, value, is_api=True, run_callbacks=False)
+        sd_models.apply_token_merging(p.sd_model, 0.0)
+        return process_images_inner(p)
+    finally:
+        if p.override_settings_restore_afterwards:
+            for name, value in stored.items():
+                setattr(opts, name, value)
+
+
+def process_images_inner(p):
+    seed, _ = get_fixed_seed(p.seed), get_fixed_seed(p.subseed)
+    begin(p, seed)
+    with torch.no_grad(), p.sd_model.ema_scope():
+        sd_unet.apply_unet()
+        found = batches(p, _sample)
+    return end(p, *found)
+
+
+def _sample(p):
+    from modules import extra_networks
+
+    sd_models.reload_model_weights()  # a refiner may have changed it
+    if not p.disable_extra_networks:
+        extra_networks.activate(p, p.extra_network_data)
+    if p.scripts is not None:
+        p.scripts.process_batch(p, batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds, subseeds=p.subseeds)
+    p.setup_conds()
+    return p.sample()

@@ -1,0 +1,53 @@
+"""The checkpoints that there are in a web UI of the tests, and what a loaded one consists of."""
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class CheckpointInfo:
+    """As modules/sd_models.py:47 (A1111), with what the file would hold: a seed, the widths, the family."""
+
+    name_for_extra: str
+    seed: int = 0
+    width: int = 8
+    context_width: int = 16
+    family: str = "sd1"
+    prediction: str = "epsilon"
+
+    @property
+    def filename(self):
+        return f"/models/{self.name_for_extra}.safetensors"
+
+    @property
+    def model_name(self):
+        return self.name_for_extra
+
+    @property
+    def short_title(self):
+        return self.name_for_extra
+
+    title = name = short_title
+
+    @property
+    def shorthash(self):
+        return f"{self.seed:010x}"
+
+    def calculate_shorthash(self):
+        return self.shorthash
+
+    @property
+    def config(self):
+        """Models of the same configuration may take each other's weights."""
+        return self.width, self.context_width, self.family, self.prediction
+
+
+CHECKPOINTS = {
+    info.name_for_extra: info
+    for info in (
+        CheckpointInfo("base"),
+        CheckpointInfo("alike", seed=3),
+        CheckpointInfo("wide", seed=4, width=12),
+        CheckpointInfo("xl", seed=5, context_width=24, family="sdxl"),
+        CheckpointInfo("velocity", seed=6, family="sd2", prediction="v_prediction"),
+        CheckpointInfo("flux", seed=7, family="flux"),
+    )
+}

@@ -1,0 +1,13 @@
+"""How a web UI runs a script's file: as a module that nobody can import.
+
+load_module   A1111    Forge    reForge
+"""
+import importlib.util
+import os
+
+
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(os.path.basename(path), path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,36 @@
+"""Moves models to where they compute and back; here each move copies, in the mode that is on.
+
+LoadedModel         Forge
+load_models_gpu     Forge
+unload_all_models   Forge
+get_free_memory     Forge
+"""
+import torch
+from web_ui.moving import Memory
+
+memory = Memory()
+LARGEST = 1 << 40
+
+
+class LoadedModel:
+    def __init__(self, model):
+        self.model = model
+
+    def __eq__(self, other):
+        return self.model is other.model
+
+
+def load_models_gpu(models, memory_required=0, hard_memory_preservation=0):
+    memory.load(models)
+
+
+def unload_all_models():
+    memory.unload()
+
+
+def get_free_memory(dev=None, torch_free_too=False):
+    return memory.free
+
+
+def get_torch_device():
+    return torch.device("cpu")

@@ -1,0 +1,11 @@
+"""The UNet's.
+
+UnetPatcher         Forge
+UnetPatcher.clone   Forge
+"""
+from backend.patcher.base import ModelPatcher
+
+
+class UnetPatcher(ModelPatcher):
+    def clone(self):
+        return super().clone()

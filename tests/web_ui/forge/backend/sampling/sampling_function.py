@@ -1,0 +1,26 @@
+"""Guidance, and the UNet's coming and going. `memory_management.memory.free` says how many rows fit.
+
+calc_cond_uncond_batch    Forge
+sampling_function         Forge
+sampling_prepare          Forge
+"""
+from backend import memory_management
+from web_ui import joined
+
+
+def calc_cond_uncond_batch(model, cond, uncond, x_in, timestep, model_options):
+    room = memory_management.get_free_memory(x_in.device) // max(1, model.memory_required(x_in.shape))
+    return joined.evaluate(model, cond, uncond, x_in, timestep, model_options, room)
+
+
+def sampling_function(self, denoiser_params, cond_scale, cond_composition):
+    patcher = self.inner_model.inner_model.forge_objects.unet
+    x = denoiser_params.x
+    uncond = joined.compile_conditions(denoiser_params.text_uncond)
+    cond = joined.compile_weighted_conditions(denoiser_params.text_cond, cond_composition)
+    room = memory_management.get_free_memory(x.device) // max(1, patcher.memory_required(x.shape))
+    return joined.guided(patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, room)
+
+
+def sampling_prepare(unet, x):
+    memory_management.load_models_gpu([unet], memory_required=unet.memory_required([2 * len(x), *x.shape[1:]]))

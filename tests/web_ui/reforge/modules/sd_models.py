@@ -1,0 +1,89 @@
+"""The checkpoint, loaded when it is asked for, in inference mode.
+
+model_data                    reForge
+SdModelData                   reForge
+SdModelData.get_sd_model      reForge
+SdModelData.set_sd_model      reForge
+SkipWritingToConfig           reForge
+get_closet_checkpoint_match   reForge
+select_checkpoint             reForge
+load_model                    reForge
+reload_model_weights          reForge
+apply_token_merging           reForge
+"""
+import torch
+from modules import shared
+from modules_forge.forge_loader import SdModel
+from modules_forge.forge_sampler import forge_sample as sample_function
+from modules_forge.forge_sampler import sampling_prepare
+from web_ui.checkpoints import CHECKPOINTS
+
+__all__ = ["sample_function", "sampling_prepare"]
+DROPS_UNCOND = TELLS_TWICE = False
+
+
+class SdModelData:
+    def __init__(self):
+        self.sd_model, self.loaded_sd_models = None, []
+
+    def get_sd_model(self):
+        if self.sd_model is None and select_checkpoint() is not None:
+            load_model()
+        return self.sd_model
+
+    def set_sd_model(self, v, already_loaded=False):
+        self.sd_model = v
+        self.loaded_sd_models.append(v)
+
+
+model_data = SdModelData()
+
+
+class SkipWritingToConfig:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc_value, exc_traceback):
+        pass
+
+
+def get_closet_checkpoint_match(search_string):
+    return CHECKPOINTS.get(search_string)
+
+
+def select_checkpoint():
+    return CHECKPOINTS.get(shared.opts.sd_model_checkpoint)
+
+
+@torch.inference_mode()
+def load_model(checkpoint_info=None, already_loaded_state_dict=None, forced_reload=False):
+    model_data.set_sd_model(SdModel(checkpoint_info or select_checkpoint()).eval())
+    return model_data.sd_model
+
+
+def reload_model_weights(sd_model=None, info=None, forced_reload=False):
+    info = info or select_checkpoint()
+    if model_data.get_sd_model().sd_checkpoint_info is not info:
+        load_model(info)
+    return model_data.sd_model
+
+
+def apply_token_merging(sd_model, token_merging_ratio):
+    if token_merging_ratio > 0:
+        sd_model.forge_objects.unet = sd_model.forge_objects.unet.clone()
+        sd_model.forge_objects.unet.model_options["transformer_options"]["tome"] = token_merging_ratio
+
+
+def as_chosen():
+    """What every batch begins with."""
+    reload_model_weights()
+
+
+def change_for_the_rest(info):
+    """Another checkpoint for the rest of the job."""
+    with SkipWritingToConfig():
+        reload_model_weights(info=info)
+
+
+def sigmas(sd_model):
+    return sd_model.forge_objects_original.unet.model.model_sampling.sigmas

@@ -1,0 +1,20 @@
+"""Guidance, and the UNet's coming. `model_management.memory.free` says how many rows fit.
+
+forge_sample       reForge
+sampling_prepare   reForge
+"""
+from ldm_patched.modules import model_management
+from web_ui import joined
+
+
+def forge_sample(self, denoiser_params, cond_scale, cond_composition):
+    patcher = self.inner_model.inner_model.forge_objects.unet
+    x = denoiser_params.x
+    uncond = joined.compile_conditions(denoiser_params.text_uncond)
+    cond = joined.compile_weighted_conditions(denoiser_params.text_cond, cond_composition)
+    room = int(model_management.get_free_memory(x.device) // (1.5 * patcher.model.memory_required(x.shape)))
+    return joined.guided(patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, room)
+
+
+def sampling_prepare(unet, x):
+    model_management.load_models_gpu([unet])
