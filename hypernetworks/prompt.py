@@ -49,17 +49,21 @@ class ActiveNetwork:
             )
 
 
-def extract(prompt: str) -> tuple[str, list[ActiveNetwork]]:
+def extract(prompt: str, problems: list[str] | None = None) -> tuple[str, list[ActiveNetwork]]:
     """The prompt without its hypernetwork tags, and the tags in their order. All other text stays as it is.
 
-    Raises `HypernetworkError` that names a tag which cannot be read.
+    Raises `HypernetworkError` that names a tag which cannot be read; with a list of `problems` the sentence goes there instead, and the
+    tag is left out.
     """
     found = []
     for match in TAG.finditer(prompt):
         try:
             found.append(read(match[1].split(":")))
         except HypernetworkError as error:
-            raise HypernetworkError(f"The tag {match[0]} cannot be read: {error}") from None
+            sentence = f"The tag {match[0]} cannot be read: {error}"
+            if problems is None:
+                raise HypernetworkError(sentence) from None
+            problems.append(sentence)
     return TAG.sub("", prompt), found
 
 

@@ -143,3 +143,10 @@ def test_a_name_that_cannot_stand_in_a_tag_is_refused(name):
 def test_values_that_cannot_be_are_refused_wherever_they_come_from(values):
     with pytest.raises(HypernetworkError):
         ActiveNetwork("oil", **values)
+
+
+def test_tags_that_cannot_be_read_can_be_told_apart_from_the_others():
+    problems = []
+    text, found = extract("a <hypernet:ink:0.5>b<hypernet:oil:x><hypernet:wax>", problems)
+    assert text == "a b" and [active.name for active in found] == ["ink", "wax"]
+    assert len(problems) == 1 and "<hypernet:oil:x>" in problems[0]

@@ -6,20 +6,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import HypernetworkError
 from ..files import short_hash
-from ..prompt import ActiveNetwork, extract, read, tag
+from ..prompt import ActiveNetwork, extract, tag
 from ..session import Applied, Session
 
 PANEL_LABEL = "Hypernetworks"  # of the infotext: the panel's rows as tags
 PASSES_LABEL = "Hypernetworks hires"
 HASHES_LABEL = "Hypernetwork hashes"
+AXES_LABEL = "Hypernetwork axes"  # what an XYZ plot has changed
 BOTH, FIRST, HIRES = "both passes", "first pass only", "hires pass only"
 PASSES = (BOTH, FIRST, HIRES)
+WEB_UI_TAG = re.compile(r"<hypernet:([^>]+)>")
 log = logging.getLogger(__name__)
 
 
@@ -61,11 +64,9 @@ class Job:
         self._applied: dict[tuple[int, bool], Applied] = {}
 
     def _of_prompt(self, panel: Panel, prompt: str, hires: bool, always: Sequence[ActiveNetwork]) -> list[ActiveNetwork]:
-        try:
-            tagged = [active for active in extract(prompt)[1] if active.name.lower() != "none"]
-        except HypernetworkError as error:
-            self.notes.append(str(error))
-            tagged = []
+        problems: list[str] = []
+        tagged = [active for active in extract(prompt, problems)[1] if active.name.lower() != "none"]
+        self.notes += [problem for problem in problems if problem not in self.notes]
         more = [active for active in always if all(active.name != other.name for other in tagged)]
         return [panel.changed(active) for active in [*panel.for_pass(hires), *tagged, *more]]
 
@@ -115,20 +116,22 @@ class Generation:
         self.end()
         panel = getattr(p, "hypernetworks_panel", None) or Panel()
         panel = dataclasses.replace(panel, changes=getattr(p, "hypernetworks_changes", {}))
-        prompts, hires_prompts = self._prompts(p, items)
-        always = self._always(p)
-        job = Job(p, panel, prompts, hires_prompts, always)
+        p.extra_generation_params.pop(HASHES_LABEL, None)  # a plot's cells share what the ones before have written
+        if panel.changes:
+            p.extra_generation_params[AXES_LABEL] = ", ".join(f"{field}={value}" for field, value in panel.changes.items())
+        try:
+            self._begin_batch(p, Job(p, panel, *self._prompts(p, items), self._always(p)))
+        except HypernetworkError as error:  # a model without such layers, or what an XYZ plot asks for; networks that cannot be used are notes
+            p.comment(str(error))
+            self._job = None
+
+    def _begin_batch(self, p: Any, job: Job) -> None:
         job.tell()
         if not job.names:
             return
         self._write_hashes(p, job.names)
         self._job = job
-        try:
-            job.applied(self.host, self.session)
-        except HypernetworkError as error:  # a model without such layers; networks that cannot be used are notes already
-            p.comment(str(error))
-            self._job = None
-            return
+        job.applied(self.host, self.session)
         self.host.watch(self._before, self._after)
 
     def end(self) -> None:
@@ -157,11 +160,7 @@ class Generation:
         everything = p.all_prompts or []  # none while a web UI warms its model up
         prompts = list(everything[batch])
         hires = list((getattr(p, "all_hr_prompts", None) or everything)[batch])
-        try:
-            same = bool(prompts) and extract(prompts[0])[1] == [read(arguments) for arguments in items]
-        except HypernetworkError:
-            same = True
-        if same:
+        if prompts and _arguments(prompts[0]) == [list(arguments) for arguments in items]:
             return prompts, hires
         said = "".join(f"<hypernet:{':'.join(arguments)}>" for arguments in items)
         return [said] * max(1, len(prompts)), [said] * max(1, len(hires))
@@ -187,10 +186,12 @@ class Generation:
 
 
 def _mentions(prompt: str, name: str) -> bool:
-    try:
-        return any(active.name == name for active in extract(prompt)[1])
-    except HypernetworkError:
-        return False
+    return any(active.name == name for active in extract(prompt, [])[1])
+
+
+def _arguments(prompt: str) -> list[list[str]]:
+    """What the web UI finds in the prompt's tags (modules/extra_networks.py:181, parse_prompt)."""
+    return [match[1].split(":") for match in WEB_UI_TAG.finditer(prompt)]
 
 
 def write_panel(active: Sequence[ActiveNetwork]) -> str:
@@ -202,10 +203,9 @@ def read_panel(infotext: Mapping[str, Any]) -> tuple[list[ActiveNetwork], str] |
     """The panel of an infotext that was read by the web UI; None where it is no picture's. Rows that cannot be read are left out."""
     if "Steps" not in infotext and PANEL_LABEL not in infotext:
         return None
-    try:
-        active = extract(str(infotext.get(PANEL_LABEL, "")))[1]
-    except HypernetworkError as error:
-        log.warning("The infotext's %s cannot be read: %s", PANEL_LABEL, error)
-        active = []
+    problems: list[str] = []
+    active = extract(str(infotext.get(PANEL_LABEL, "")), problems)[1]
+    for problem in problems:
+        log.warning("%s of the infotext: %s", PANEL_LABEL, problem)
     passes = infotext.get(PASSES_LABEL, BOTH)
     return active, passes if passes in PASSES else BOTH
