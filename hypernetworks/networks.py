@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ from torch import nn
 
 from .attention import network_widths
 from .config import TrainingConfig, plain
+from .errors import ConfigError
 from .files import preview_text
 from .host import ModelFacts
+from .legacy import LARGEST
 from .residual import ResidualHypernetwork, ResidualStructure
 
 
 def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork:
-    """An untrained residual hypernetwork whose widths are the model's."""
+    """An untrained residual hypernetwork whose widths are the model's. Raises `ConfigError` where it would be too large for a file."""
     structure = ResidualStructure(
         layer_structure=config.layer_structure,
         activation=config.activation,
@@ -29,9 +33,20 @@ def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork
         upsample_linear=config.upsample_linear,
     )
     widths = network_widths(unet, config.target_layers, config.per_layer)
+    size = _size(widths.values(), config.layer_structure)
+    if size > LARGEST:
+        raise ConfigError(
+            f"A network of layer structure {', '.join(f'{part:g}' for part in config.layer_structure)} would take {size / 1e9:.1f} GB here, "
+            f"and {LARGEST / 1e9:.1f} GB are the most; choose a narrower structure or fewer layers."
+        )
     network = ResidualHypernetwork(widths, structure, initialization=config.weight_initialization, seed=config.seed)
     network.name, network.description = config.name, config.description
     return network
+
+
+def _size(widths: Iterable[int], layer_structure: Sequence[float]) -> int:
+    """Bytes of the weight matrices: float32, K and V of every pair."""
+    return sum(8 * int(width * a) * int(width * b) for width in widths for a, b in itertools.pairwise(layer_structure))
 
 
 def outline(network: ResidualHypernetwork) -> dict[str, Any]:
@@ -56,7 +71,7 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         "clip_skip": str(model.clip_skip),
         "weight_initialization": config.weight_initialization,
         "dataset_size": str(pictures),
-        "settings": json.dumps(plain(config)),
+        "settings": json.dumps(plain(config) | ({"dataset": Path(config.dataset).name} if config.dataset else {})),  # files are given away
         "uncond": "yes" if config.caption_dropout > 0 else "no",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -16,10 +16,10 @@ from hypernetworks.config import TrainingConfig, read
 from hypernetworks.dataset import read_folder
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import ConfigError, NameRefused, NameTaken, TrainingFailed
-from hypernetworks.host import Folders
+from hypernetworks.host import Folders, ModelFacts
 from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.losses import add_noise
-from hypernetworks.networks import new_network
+from hypernetworks.networks import new_network, training_metadata
 from hypernetworks.trainer import HypernetworkTrainer
 
 QUICK = dict(
@@ -334,3 +334,14 @@ def test_a_pt_of_a_network_per_layer_is_refused_before_anything_starts(host, tmp
     with pytest.raises(ConfigError, match="per layer.*also_pt"):
         events(trainer(also_pt=True, per_layer=False), host, resume=True)
     assert not RunFolder(host.folders.runs, "quick").path.exists()
+
+
+def test_a_structure_that_no_file_could_hold_is_refused_before_it_is_made(host):
+    with pytest.raises(ConfigError, match=r"GB here, and 4\.3 GB are the most"):
+        new_network(host.unet, TrainingConfig(layer_structure=(1, 900, 900, 1)))
+
+
+def test_a_file_tells_the_name_of_the_folder_of_pictures_but_not_where_it_lies():
+    config = TrainingConfig(name="ink", dataset="/home/somebody/pictures/ink drawings")
+    metadata = training_metadata(config, ModelFacts("m", "h", "sd1", "epsilon", 512), 3, None)
+    assert "somebody" not in str(metadata) and "ink drawings" in metadata["settings"]

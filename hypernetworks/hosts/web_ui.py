@@ -217,8 +217,15 @@ def checkpointing(unet: nn.Module, gradient_checkpointing: bool) -> AbstractCont
     flags = [(part, name, False) for part in blocks for name in ("checkpoint", "use_checkpoint") if isinstance(vars(part).get(name), bool)]
     if not gradient_checkpointing:
         return changed_attributes(flags) if flags else nullcontext()
-    recomputed = [(part, "forward", partial(torch.utils.checkpoint.checkpoint, part.forward, use_reentrant=False)) for part in blocks]
+    recomputed = [
+        (part, "forward", partial(torch.utils.checkpoint.checkpoint, partial(_on_a_copy, part.forward), use_reentrant=False)) for part in blocks
+    ]
     return changed_attributes([*flags, *recomputed])
+
+
+def _on_a_copy(forward: Callable[..., Any], x: torch.Tensor, *others: Any, **named: Any) -> Any:
+    """The block on a copy of its input: Forge's blocks add to it in place, and it is needed once more for the recomputation."""
+    return forward(x.clone(), *others, **named)
 
 
 def size_embedding(sizes: Sequence[PictureSize], like: torch.Tensor) -> torch.Tensor:

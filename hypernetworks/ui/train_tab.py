@@ -131,7 +131,7 @@ class TrainTab:
         """Starts a run, or asks what is to happen to the one of that name."""
         try:
             config = self._config(edits, raw)
-            taken = self._taken(config.name)
+            taken = self._taken(config)
             if taken:
                 return [note(taken, "warning"), gr.update(visible=True)]
             self.jobs.start(config)
@@ -175,12 +175,15 @@ class TrainTab:
         self.pictures.save_edits(edits)
         return read(TrainingConfig, values)
 
-    def _taken(self, name: str) -> str:
+    def _taken(self, config: TrainingConfig) -> str:
         """What there is of that name already, as a question; empty where there is nothing."""
-        if self._file(name).exists():
+        name, file = config.name, self._file(config.name)
+        if file.exists():
             return f"A hypernetwork named {name} exists already. Continue its training with these options, replace it, or choose another name?"
         if RunFolder(self.host.folders.runs, name).state_path.exists():
             return f"A run named {name} was left before its end. Continue it, start anew in its place, or choose another name?"
+        if config.also_pt and file.with_suffix(".pt").exists():
+            return f"There is a file {name}.pt already, which is to be written too. Replace it, or choose another name?"
         return ""
 
     def _check_steps_left(self, config: TrainingConfig) -> None:

@@ -41,6 +41,8 @@ def started(kind, folder, scripts=(), **flags):
         sys.path[:] = path
         for name in [name for name in sys.modules if belongs(name)]:
             del sys.modules[name]
+            if name.startswith("web_ui."):
+                delattr(sys.modules["web_ui"], name.removeprefix("web_ui."))
         importlib.invalidate_caches()
 
 
@@ -66,6 +68,20 @@ class WebUi:
     def part(name):
         """A module of the web UI."""
         return importlib.import_module(f"modules.{name}")
+
+    @contextmanager
+    def one_test(self):
+        """Within it settings and checkpoint may be changed, but nothing may be swallowed, and no hook may stay."""
+        settings = dict(self.opts.data)
+        try:
+            yield
+            assert self.errors == [] and self.hooks() == 0
+        finally:
+            self.errors.clear()
+            self.opts.data.update({name: value for name, value in settings.items() if name != "sd_model_checkpoint"})
+            self.choose("base")
+            if self.kind == "a1111":
+                del self.loaded[1:]
 
     def initialize(self):
         """As modules/initialize.py:117, initialize_rest, and the first of webui.py:44."""
@@ -113,6 +129,18 @@ class WebUi:
         """Ours in txt2img."""
         return next(script for script in self.runner.alwayson_scripts if script.title() == "Hypernetworks")
 
+    @contextmanager
+    def other_script(self, **methods):
+        """Another extension's, before ours, with these methods (self left out)."""
+        scripts = self.part("scripts")
+        script = type("Other", (scripts.Script,), {"title": lambda self: "Other", "filename": "other.py", "args_from": 0, "args_to": 0})()
+        vars(script).update(methods)
+        self.runner.alwayson_scripts.insert(0, script)
+        try:
+            yield
+        finally:
+            self.runner.alwayson_scripts.remove(script)
+
     @property
     def extension(self):
         """What our script built."""
@@ -135,9 +163,28 @@ class WebUi:
 
     def hooks(self):
         """How many there are on all that was loaded."""
-        models = self.part("sd_models").model_data.loaded_sd_models
-        roots = [model.model if self.kind == "a1111" else model.forge_objects_original.unet.model for model in models if model is not None]
+        roots = [model.model if self.kind == "a1111" else model.forge_objects_original.unet.model for model in self.loaded]
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for root in roots for part in root.modules())
+
+    @property
+    def loaded(self):
+        """The models that are, or in Forge and reForge ever were."""
+        return self.part("sd_models").model_data.loaded_sd_models
+
+    def choose(self, checkpoint):
+        """At the top of the page, and loaded as the next job would."""
+        if self.kind == "forge":
+            importlib.import_module("modules_forge.main_entry").checkpoint_change(checkpoint)
+            self.part("sd_models").forge_model_reload()
+        else:
+            self.opts.sd_model_checkpoint = checkpoint
+            self.part("sd_models").reload_model_weights()
+
+    @property
+    def memory(self):
+        """Forge's and reForge's, which moves models."""
+        name = "backend.memory_management" if self.kind == "forge" else "ldm_patched.modules.model_management"
+        return importlib.import_module(name).memory
 
     def encoded(self, text):
         """[tokens, width]: what the UNet sees of a prompt."""

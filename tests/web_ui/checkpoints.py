@@ -1,10 +1,13 @@
-"""The checkpoints that there are in a web UI of the tests, and what a loaded one consists of."""
+"""The checkpoints that there are in a web UI of the tests.
+
+CheckpointInfo   A1111 modules/sd_models.py:48   Forge modules/sd_models.py:62   reForge modules/sd_models.py:174
+"""
 from dataclasses import dataclass
 
 
 @dataclass(eq=False)
 class CheckpointInfo:
-    """As modules/sd_models.py:47 (A1111), with what the file would hold: a seed, the widths, the family."""
+    """With what the file would hold: a seed, the widths, the family."""
 
     name_for_extra: str
     seed: int = 0

@@ -1,7 +1,9 @@
 """Guidance, Forge's and reForge's way, in miniature: what fits together goes into one evaluation, the negative prompts first.
 
-calc_cond_uncond_batch   Forge backend/sampling/sampling_function.py:157; reForge ldm_patched/modules/samplers.py:213
-compile_conditions       Forge backend/sampling/condition.py:89; reForge modules_forge/forge_sampler.py:8
+compile_conditions            Forge backend/sampling/condition.py:91
+compile_weighted_conditions   Forge backend/sampling/condition.py:122
+
+`evaluate` is Forge's calc_cond_uncond_batch (backend/sampling/sampling_function.py:154), reForge's _calc_cond_batch (ldm_patched/modules/samplers.py:213).
 """
 import math
 

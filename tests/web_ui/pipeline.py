@@ -1,7 +1,17 @@
 """A job of a web UI, in miniature: what A1111 and Forge have in common. What differs stands in each one's `modules/processing.py`.
 
-The order of what happens is that of process_images and process_images_inner (A1111 modules/processing.py:815 and 855; Forge 799 and 832),
-`sample` and `sample_hr_pass` (A1111 1224 and 1276; Forge 1326 and 1424). Only the sampler Euler is there, and latents are upscaled without a model.
+Only the sampler Euler and Heun's are there, and latents are upscaled without a model.
+
+StableDiffusionProcessing                               A1111 modules/processing.py:140   Forge modules/processing.py:123
+StableDiffusionProcessing.sd_model                      A1111 modules/processing.py:266   Forge modules/processing.py:267
+StableDiffusionProcessing.comment                       A1111 modules/processing.py:296   Forge modules/processing.py:297
+StableDiffusionProcessing.setup_prompts                 A1111 modules/processing.py:421   Forge modules/processing.py:398
+StableDiffusionProcessing.setup_conds                   A1111 modules/processing.py:496   Forge modules/processing.py:490
+StableDiffusionProcessing.get_conds                     A1111 modules/processing.py:508   Forge modules/processing.py:507
+StableDiffusionProcessing.parse_extra_network_prompts   A1111 modules/processing.py:511   Forge modules/processing.py:510
+StableDiffusionProcessing.close                         A1111 modules/processing.py:407   Forge modules/processing.py:384
+Processed                                               A1111 modules/processing.py:519   Forge modules/processing.py:518
+create_infotext                                         A1111 modules/processing.py:705   Forge modules/processing.py:668
 """
 import numpy as np
 import torch

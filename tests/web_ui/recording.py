@@ -1,12 +1,16 @@
 """What a UNet was asked and answered during a job, and whether that is what plain hooks give."""
+import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from hypernetworks.attention import ResidualEdit, attached
 
 from .unet import UNetModel
+
+NO = ["no dogs", "no cats", "no mice"]
+"""A negative prompt for each picture, so that every row can be told from its text."""
 
 
 @dataclass
@@ -17,7 +21,7 @@ class Row:
     step: int
     steps: int
     hires: bool
-    unet: UNetModel
+    unet: UNetModel = field(repr=False)
 
     @property
     def negative(self):
@@ -35,13 +39,22 @@ class Call:
     context: torch.Tensor
     y: torch.Tensor | None
     output: torch.Tensor
+    weights: dict[str, torch.Tensor]
 
     def again(self, row, edits):
         """The answer for one row alone, with plain hooks."""
         part = slice(row, row + 1)
-        with torch.no_grad(), attached(self.unet, [ResidualEdit(*edit) for edit in edits]):
+        with torch.no_grad(), attached(unet := self._as_it_was(), [ResidualEdit(*edit) for edit in edits]):
             y = None if self.y is None else self.y[part]
-            return self.unet(self.x[part], self.timesteps[part], context=self.context[part], y=y)
+            return unet(self.x[part], self.timesteps[part], context=self.context[part], y=y)
+
+    def _as_it_was(self):
+        """The UNet with the weights of then: A1111 loads another checkpoint into the same modules."""
+        if torch.equal(self.unet.out.weight, self.weights["out.weight"]):
+            return self.unet
+        unet = copy.deepcopy(self.unet)
+        unet.load_state_dict(self.weights)
+        return unet
 
 
 class Recording:
@@ -52,7 +65,11 @@ class Recording:
         """From the UNet."""
         with torch.inference_mode(False):
             kept = [None if tensor is None else tensor.detach().clone() for tensor in (x, timesteps, context, y, output)]
-        self.calls.append(Call(unet, *kept))
+            if not self.calls or not torch.equal(self.calls[-1].weights["out.weight"], unet.out.weight):
+                weights = {name: value.clone() for name, value in unet.state_dict().items()}
+            else:
+                weights = self.calls[-1].weights
+        self.calls.append(Call(unet, *kept, weights))
 
     def rows(self, ui, texts):
         """(call, place, Row) of all rows; the text is found by its encoding, the pass by the size and the step by the time."""
@@ -98,3 +115,14 @@ def recorded():
         yield recording
     finally:
         UNetModel.watcher = None
+
+
+def check(ui, prompts, wanted, negative=NO, comments="", **about):
+    """A job with these prompts; `wanted(row)` says what acts on a row. Gives the rows and what the job gave."""
+    texts = [ui.part("extra_networks").parse_prompt(prompt)[0] for prompt in [*prompts, *about.get("hr_prompt", [])]]
+    parts = ui.part("prompt_parser").get_multicond_prompt_list(texts)[1]
+    negative = negative[: len(prompts)]
+    with recorded() as recording:
+        result = ui.txt2img(prompts, negative_prompt=negative, batch_size=about.pop("batch_size", len(prompts)), **about)
+    assert comments in result.comments and bool(comments) == bool(result.comments)
+    return recording.check(ui, [*parts, *negative], wanted), result

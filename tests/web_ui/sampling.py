@@ -1,17 +1,17 @@
-"""Euler's method as the web UIs run it, in miniature: what A1111's and Forge's `modules/sd_samplers_common.py` have in common.
+"""Euler's method as the web UIs run it, in miniature.
 
-Sampler.launch_sampling and callback_state   A1111 modules/sd_samplers_common.py:254 and 245; Forge 274 and 265
-sample_euler                                 k_diffusion/sampling.py:118
-setup_img2img_steps                          A1111 modules/sd_samplers_common.py:22; Forge 29
+`state.sampling_step` is set behind each step (`callback_state`). So before the evaluation of step i it is i - 1, and 0 for the first two.
+The methods are k_diffusion/sampling.py:118 and 159.
 
-`state.sampling_step` is set behind each step. So before the evaluation of step i it is i - 1, and 0 for the first two.
+InterruptedException   A1111 modules/sd_samplers_common.py:142   Forge modules/sd_samplers_common.py:150   reForge modules/sd_samplers_common.py:170
+Sampler                A1111 modules/sd_samplers_common.py:218   Forge modules/sd_samplers_common.py:238   reForge modules/sd_samplers_common.py:262
 """
 import torch
 from modules import shared
 
 
 class InterruptedException(BaseException):
-    """As modules/sd_samplers_common.py."""
+    """The user asked to stop."""
 
 
 class Sampler:

@@ -1,11 +1,10 @@
 """A UNet with the module tree of Stable Diffusion 1.5's as the web UIs name it, small enough to be evaluated hundreds of times in a test.
 
 It takes latents [b, 4, h, w] as theirs do, and has what the hosts have to cope with there: A1111's checkpointed blocks, whose checkpoint
-gives no gradient to what it does not know, and Forge's blocks that add to their input in place. No line is theirs.
-
-UNetModel               ldm/modules/diffusionmodules/openaimodel.py:411; Forge backend/nn/unet.py:437
-BasicTransformerBlock   ldm/modules/attention.py:246; Forge backend/nn/unet.py:154 (in place: 240, 272, 276)
-CheckpointFunction      ldm/modules/diffusionmodules/util.py:118
+gives no gradient to what it does not know, and Forge's blocks that add to their input in place. No line is theirs. In A1111's tree it is
+UNetModel of ldm/modules/diffusionmodules/openaimodel.py:421, BasicTransformerBlock of ldm/modules/attention.py:246 and CheckpointFunction
+of ldm/modules/diffusionmodules/util.py:118; in Forge's IntegratedUNet2DConditionModel and BasicTransformerBlock of backend/nn/unet.py:481
+and 158, which add in place in lines 240, 272 and 278.
 """
 import math
 

@@ -1,6 +1,6 @@
 """--medvram and --lowvram.
 
-is_enabled   A1111
+is_enabled   A1111 146
 """
 
 

@@ -1,20 +1,12 @@
 """A job, A1111's way: within `torch.no_grad`; scripts do not hear of the passes.
 
-StableDiffusionProcessing                               A1111
-StableDiffusionProcessing.comment                       A1111
-StableDiffusionProcessing.setup_prompts                 A1111
-StableDiffusionProcessing.setup_conds                   A1111
-StableDiffusionProcessing.parse_extra_network_prompts   A1111
-StableDiffusionProcessing.close                         A1111
-StableDiffusionProcessingTxt2Img                        A1111
-StableDiffusionProcessingTxt2Img.sample                 A1111
-StableDiffusionProcessingTxt2Img.sample_hr_pass         A1111
-StableDiffusionProcessingTxt2Img.calculate_hr_conds     A1111
-Processed                                               A1111
-get_fixed_seed                                          A1111
-create_infotext                                         A1111
-process_images                                          A1111
-process_images_inner                                    A1111
+StableDiffusionProcessing          A1111 140
+StableDiffusionProcessingTxt2Img   A1111 1123
+Processed                          A1111 519
+get_fixed_seed                     A1111 675
+create_infotext                    A1111 705
+process_images                     A1111 761
+process_images_inner               A1111 801
 """
 import random
 

@@ -1,15 +1,15 @@
 """The checkpoint that is loaded, ldm's way for Stable Diffusion 1 and 2, sgm's for XL.
 
-model_data                        A1111
-SdModelData                       A1111
-SdModelData.get_sd_model          A1111
-SdModelData.set_sd_model          A1111
-SkipWritingToConfig               A1111
-get_closet_checkpoint_match       A1111
-select_checkpoint                 A1111
-load_model                        A1111
-reload_model_weights              A1111
-apply_token_merging               A1111
+model_data                    A1111 602
+SdModelData                   A1111 559
+SdModelData.get_sd_model      A1111 566
+SdModelData.set_sd_model      A1111 586
+SkipWritingToConfig           A1111 336
+get_closet_checkpoint_match   A1111 173
+select_checkpoint             A1111 208
+load_model                    A1111 645
+reload_model_weights          A1111 795
+apply_token_merging           A1111 866
 
 DiffusionWrapper is ldm/models/diffusion/ddpm.py:1310, OpenAIWrapper sgm/modules/diffusionmodules/wrappers.py:23.
 """

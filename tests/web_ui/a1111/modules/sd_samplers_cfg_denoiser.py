@@ -1,11 +1,11 @@
 """Guidance: all prompts' rows, then all negative prompts', in one evaluation or in several.
 
-CFGDenoiser                      A1111
-CFGDenoiser.update_inner_model   A1111
-CFGDenoiser.combine_denoised     A1111
-CFGDenoiser.forward              A1111
-catenate_conds                   A1111
-subscript_cond                   A1111
+CFGDenoiser                      A1111 33
+CFGDenoiser.update_inner_model   A1111 88
+CFGDenoiser.combine_denoised     A1111 69
+CFGDenoiser.forward              A1111 151
+catenate_conds                   A1111 11
+subscript_cond                   A1111 18
 
 What becomes of the UNet's output is k_diffusion/external.py: CompVisDenoiser and CompVisVDenoiser.
 """

@@ -1,7 +1,7 @@
 """The sampler, and the checkpoint that takes over on its way.
 
-Sampler          A1111
-apply_refiner    A1111
+Sampler         A1111 218
+apply_refiner   A1111 158
 """
 from modules import sd_models, shared
 from web_ui import sampling

@@ -1,6 +1,6 @@
 """A compiled UNet in the place of the checkpoint's own, which TensorRT's extension offers.
 
-apply_unet   A1111
+apply_unet   A1111 33
 """
 current_unet = None
 

@@ -1,7 +1,7 @@
 """What the web UI would print and swallow stands in `reported`, so that no test overlooks it.
 
-report    A1111    Forge    reForge
-display   A1111    Forge    reForge
+report    A1111 38   Forge 38   reForge 38
+display   A1111 64   Forge 64   reForge 64
 """
 import traceback
 

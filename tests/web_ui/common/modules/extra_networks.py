@@ -1,16 +1,16 @@
 """Tags in prompts. All networks hear of the first prompt's tags only, and each hears of every batch, be it of none of its own.
 
-initialize                          A1111    Forge    reForge
-register_extra_network              A1111    Forge    reForge
-register_default_extra_networks     A1111    Forge    reForge
-ExtraNetworkParams                  A1111    Forge    reForge
-ExtraNetwork                        A1111    Forge    reForge
-ExtraNetwork.activate               A1111    Forge    reForge
-ExtraNetwork.deactivate             A1111    Forge    reForge
-activate                            A1111    Forge    reForge
-deactivate                          A1111    Forge    reForge
-parse_prompt                        A1111    Forge    reForge
-parse_prompts                       A1111    Forge    reForge
+initialize                        A1111 13    Forge 13    reForge 13
+register_extra_network            A1111 18    Forge 18    reForge 18
+register_default_extra_networks   A1111 26    Forge 26    reForge 26
+ExtraNetworkParams                A1111 31    Forge 31    reForge 31
+ExtraNetwork                      A1111 48    Forge 48    reForge 48
+ExtraNetwork.activate             A1111 52    Forge 52    reForge 52
+ExtraNetwork.deactivate           A1111 82    Forge 82    reForge 82
+activate                          A1111 126   Forge 126   reForge 126
+deactivate                        A1111 153   Forge 153   reForge 153
+parse_prompt                      A1111 178   Forge 178   reForge 178
+parse_prompts                     A1111 194   Forge 194   reForge 194
 """
 import re
 from collections import defaultdict

@@ -1,8 +1,8 @@
 """The web UI's own hypernetworks. What it puts on the model stands in `shared.loaded_hypernetworks`, as in A1111.
 
-ExtraNetworkHypernet              A1111    Forge    reForge
-ExtraNetworkHypernet.activate     A1111    Forge    reForge
-ExtraNetworkHypernet.deactivate   A1111    Forge    reForge
+ExtraNetworkHypernet              A1111 5    Forge 5    reForge 5
+ExtraNetworkHypernet.activate     A1111 9    Forge 9    reForge 9
+ExtraNetworkHypernet.deactivate   A1111 27   Forge 27   reForge 27
 """
 from modules import extra_networks, shared
 

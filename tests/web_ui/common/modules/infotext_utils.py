@@ -1,8 +1,8 @@
 """Text below a picture, and back into the page.
 
-quote                         A1111    Forge    reForge
-unquote                       A1111    Forge    reForge
-parse_generation_parameters   A1111    Forge    reForge
+quote                         A1111 56    Forge 58    reForge 56
+unquote                       A1111 63    Forge 65    reForge 63
+parse_generation_parameters   A1111 233   Forge 251   reForge 240
 """
 import json
 import re

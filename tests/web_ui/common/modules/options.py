@@ -1,13 +1,13 @@
 """Settings: what there is, and what is chosen.
 
-OptionInfo                    A1111    Forge    reForge
-OptionInfo.info               A1111    Forge    reForge
-OptionInfo.needs_restart      A1111    Forge    reForge
-OptionInfo.needs_reload_ui    A1111    Forge    reForge
-Options                       A1111    Forge    reForge
-Options.set                   A1111    Forge    reForge
-Options.get_default           A1111    Forge    reForge
-Options.add_option            A1111    Forge    reForge
+OptionInfo                   A1111 13    Forge 13    reForge 13
+OptionInfo.info              A1111 44    Forge 44    reForge 44
+OptionInfo.needs_restart     A1111 52    Forge 52    reForge 52
+OptionInfo.needs_reload_ui   A1111 56    Forge 56    reForge 56
+Options                      A1111 82    Forge 82    reForge 86
+Options.set                  A1111 144   Forge 144   reForge 148
+Options.get_default          A1111 173   Forge 173   reForge 177
+Options.add_option           A1111 253   Forge 256   reForge 278
 """
 OWN = ("data", "data_labels")
 

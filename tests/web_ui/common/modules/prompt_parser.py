@@ -1,11 +1,11 @@
 """Prompts to conditioning; parts that are joined by AND each have a row of their own. Prompts that change while sampling are left out.
 
-SdConditioning                       A1111    Forge    reForge
-get_learned_conditioning             A1111    Forge    reForge
-get_multicond_prompt_list            A1111    Forge    reForge
-get_multicond_learned_conditioning   A1111    Forge    reForge
-reconstruct_cond_batch               A1111    Forge    reForge
-reconstruct_multicond_batch          A1111    Forge    reForge
+SdConditioning                       A1111 139   Forge 139   reForge 142
+get_learned_conditioning             A1111 157   Forge 158   reForge 160
+get_multicond_prompt_list            A1111 209   Forge 210   reForge 212
+get_multicond_learned_conditioning   A1111 252   Forge 253   reForge 255
+reconstruct_cond_batch               A1111 280   Forge 294   reForge 296
+reconstruct_multicond_batch          A1111 321   Forge 337   reForge 337
 """
 import re
 
@@ -16,7 +16,7 @@ WEIGHT = re.compile(r"^((?:\s|.)*?)(?:\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+)))?\s*$")
 
 
 class SdConditioning(list):
-    def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, copy_from=None, distilled_cfg_scale=None):
+    def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, copy_from=None):
         super().__init__(prompts)
         like = copy_from or prompts
         self.is_negative_prompt = is_negative_prompt or getattr(like, "is_negative_prompt", False)

@@ -1,7 +1,7 @@
 """Noise by seed, the same whatever the batch.
 
-ImageRNG        A1111    Forge    reForge
-ImageRNG.next   A1111    Forge    reForge
+ImageRNG        A1111 99    Forge 113   reForge 105
+ImageRNG.next   A1111 153   Forge 167   reForge 159
 """
 import torch
 

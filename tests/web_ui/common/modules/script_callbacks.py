@@ -1,21 +1,21 @@
 """What extensions ask to be called for. Their exceptions are reported and swallowed.
 
-CFGDenoiserParams          A1111    Forge    reForge
-callback_map               A1111    Forge    reForge
-clear_callbacks            A1111    Forge    reForge
-app_started_callback       A1111    Forge    reForge
-ui_tabs_callback           A1111    Forge    reForge
-ui_settings_callback       A1111    Forge    reForge
-cfg_denoiser_callback      A1111    Forge    reForge
-infotext_pasted_callback   A1111    Forge    reForge
-script_unloaded_callback   A1111    Forge    reForge
-before_ui_callback         A1111    Forge    reForge
-on_app_started             A1111    Forge    reForge
-on_ui_tabs                 A1111    Forge    reForge
-on_ui_settings             A1111    Forge    reForge
-on_cfg_denoiser            A1111    Forge    reForge
-on_script_unloaded         A1111    Forge    reForge
-on_before_ui               A1111    Forge    reForge
+CFGDenoiserParams          A1111 44    Forge 45    reForge 45
+callback_map               A1111 120   Forge 219   reForge 219
+clear_callbacks            A1111 145   Forge 246   reForge 246
+app_started_callback       A1111 150   Forge 253   reForge 253
+ui_tabs_callback           A1111 175   Forge 278   reForge 278
+ui_settings_callback       A1111 195   Forge 298   reForge 298
+cfg_denoiser_callback      A1111 227   Forge 330   reForge 330
+infotext_pasted_callback   A1111 275   Forge 378   reForge 378
+script_unloaded_callback   A1111 283   Forge 386   reForge 386
+before_ui_callback         A1111 291   Forge 394   reForge 394
+on_app_started             A1111 354   Forge 456   reForge 468
+on_ui_tabs                 A1111 371   Forge 473   reForge 485
+on_ui_settings             A1111 391   Forge 493   reForge 505
+on_cfg_denoiser            A1111 421   Forge 523   reForge 535
+on_script_unloaded         A1111 479   Forge 581   reForge 593
+on_before_ui               A1111 486   Forge 588   reForge 600
 """
 from modules import errors
 

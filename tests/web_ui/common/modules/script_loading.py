@@ -1,6 +1,6 @@
 """How a web UI runs a script's file: as a module that nobody can import.
 
-load_module   A1111    Forge    reForge
+load_module   A1111 7   Forge 10   reForge 10
 """
 import importlib.util
 import os

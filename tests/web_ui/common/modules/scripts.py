@@ -1,29 +1,29 @@
 """Extensions' scripts: found by their base class, given the values of the components that their `ui` made.
 
-AlwaysVisible                                A1111    Forge    reForge
-Script                                       A1111    Forge    reForge
-Script.title                                 A1111    Forge    reForge
-Script.ui                                    A1111    Forge    reForge
-Script.show                                  A1111    Forge    reForge
-Script.setup                                 A1111    Forge    reForge
-Script.process_before_every_sampling         Forge    reForge
-Script.after_extra_networks_activate         A1111    Forge    reForge
-Script.postprocess                           A1111    Forge    reForge
-scripts_data                                 A1111    Forge    reForge
-ScriptClassData                              A1111    Forge    reForge
-load_scripts                                 A1111    Forge    reForge
-ScriptRunner                                 A1111    Forge    reForge
-ScriptRunner.initialize_scripts              A1111    Forge    reForge
-ScriptRunner.create_script_ui                A1111    Forge    reForge
-ScriptRunner.setup_scrips                    A1111    Forge    reForge
-ScriptRunner.before_process                  A1111    Forge    reForge
-ScriptRunner.process                         A1111    Forge    reForge
-ScriptRunner.before_process_batch            A1111    Forge    reForge
-ScriptRunner.process_batch                   A1111    Forge    reForge
-ScriptRunner.process_before_every_sampling   Forge    reForge
-ScriptRunner.before_hr                       A1111    Forge    reForge
-ScriptRunner.after_extra_networks_activate   A1111    Forge    reForge
-ScriptRunner.postprocess                     A1111    Forge    reForge
+AlwaysVisible                                A1111 12    Forge 14      reForge 14
+Script                                       A1111 50    Forge 53      reForge 52
+Script.title                                 A1111 97    Forge 103     reForge 102
+Script.ui                                    A1111 102   Forge 108     reForge 107
+Script.show                                  A1111 110   Forge 116     reForge 115
+Script.setup                                 A1111 135   Forge 141     reForge 140
+Script.process_before_every_sampling         Forge 194   reForge 202
+Script.after_extra_networks_activate         A1111 174   Forge 179     reForge 178
+Script.postprocess                           A1111 274   Forge 286     reForge 294
+scripts_data                                 A1111 368   Forge 383     reForge 391
+ScriptClassData                              A1111 370   Forge 385     reForge 393
+load_scripts                                 A1111 499   Forge 491     reForge 499
+ScriptRunner                                 A1111 554   Forge 552     reForge 560
+ScriptRunner.initialize_scripts              A1111 571   Forge 588     reForge 596
+ScriptRunner.create_script_ui                A1111 625   Forge 644     reForge 652
+ScriptRunner.setup_scrips                    A1111 931   Forge 1015    reForge 1023
+ScriptRunner.before_process                  A1111 772   Forge 832     reForge 840
+ScriptRunner.process                         A1111 780   Forge 840     reForge 848
+ScriptRunner.before_process_batch            A1111 788   Forge 856     reForge 872
+ScriptRunner.process_batch                   A1111 804   Forge 880     reForge 896
+ScriptRunner.process_before_every_sampling   Forge 888   reForge 864
+ScriptRunner.before_hr                       A1111 923   Forge 1007    reForge 1015
+ScriptRunner.after_extra_networks_activate   A1111 796   Forge 872     reForge 888
+ScriptRunner.postprocess                     A1111 812   Forge 896     reForge 904
 """
 import importlib.util
 import inspect

@@ -1,6 +1,6 @@
 """An autoencoder beside the checkpoint's own.
 
-get_loaded_vae_name   A1111    Forge    reForge
+get_loaded_vae_name   A1111 23   Forge 24   reForge 24
 """
 import os
 

@@ -1,12 +1,12 @@
 """What every part of a web UI reaches for.
 
-OptionInfo             A1111    Forge    reForge
-hypernetworks          A1111    Forge    reForge
-loaded_hypernetworks   A1111    Forge    reForge
-interrogator           A1111    Forge    reForge
-opts                   A1111    Forge    reForge
-state                  A1111    Forge    reForge
-cmd_opts               A1111    Forge    reForge
+OptionInfo             A1111 73   Forge 78   reForge 77
+hypernetworks          A1111 27   Forge 32   reForge 31
+loaded_hypernetworks   A1111 29   Forge 34   reForge 33
+interrogator           A1111 35   Forge 40   reForge 39
+opts                   A1111 40   Forge 45   reForge 44
+state                  A1111 31   Forge 36   reForge 35
+cmd_opts               A1111 10   Forge 15   reForge 14
 """
 from types import SimpleNamespace
 

@@ -1,11 +1,11 @@
 """How far the job at hand is, and what its user asked for meanwhile.
 
-State                     A1111    Forge    reForge
-State.begin               A1111    Forge    reForge
-State.end                 A1111    Forge    reForge
-State.nextjob             A1111    Forge    reForge
-State.interrupt           A1111    Forge    reForge
-State.stop_generating     A1111    Forge    reForge
+State                   A1111 12    Forge 16    reForge 14
+State.begin             A1111 110   Forge 118   reForge 112
+State.end               A1111 129   Forge 137   reForge 131
+State.nextjob           A1111 87    Forge 95    reForge 89
+State.interrupt         A1111 79    Forge 87    reForge 81
+State.stop_generating   A1111 83    Forge 91    reForge 85
 """
 import datetime
 

@@ -1,18 +1,18 @@
 """Pages of cards.
 
-extra_pages                                              A1111    Forge    reForge
-register_page                                            A1111    Forge    reForge
-ExtraNetworksPage                                        A1111    Forge    reForge
-ExtraNetworksPage.refresh                                A1111    Forge    reForge
-ExtraNetworksPage.link_preview                           A1111    Forge    reForge
-ExtraNetworksPage.search_terms_from_path                 A1111    Forge    reForge
-ExtraNetworksPage.list_items                             A1111    Forge    reForge
-ExtraNetworksPage.allowed_directories_for_previews       A1111    Forge    reForge
-ExtraNetworksPage.get_sort_keys                          A1111    Forge    reForge
-ExtraNetworksPage.find_preview                           A1111    Forge    reForge
-ExtraNetworksPage.find_description                       A1111    Forge    reForge
-initialize                                               A1111    Forge    reForge
-register_default_pages                                   A1111    Forge    reForge
+extra_pages                                          A1111 17    Forge 20    reForge 20
+register_page                                        A1111 86    Forge 89    reForge 89
+ExtraNetworksPage                                    A1111 154   Forge 186   reForge 184
+ExtraNetworksPage.refresh                            A1111 173   Forge 207   reForge 205
+ExtraNetworksPage.link_preview                       A1111 186   Forge 230   reForge 218
+ExtraNetworksPage.search_terms_from_path             A1111 191   Forge 235   reForge 223
+ExtraNetworksPage.list_items                         A1111 555   Forge 643   reForge 626
+ExtraNetworksPage.allowed_directories_for_previews   A1111 558   Forge 646   reForge 629
+ExtraNetworksPage.get_sort_keys                      A1111 561   Forge 649   reForge 632
+ExtraNetworksPage.find_preview                       A1111 574   Forge 662   reForge 645
+ExtraNetworksPage.find_description                   A1111 587   Forge 686   reForge 669
+initialize                                           A1111 606   Forge 705   reForge 688
+register_default_pages                               A1111 610   Forge 709   reForge 692
 """
 import os
 import urllib.parse

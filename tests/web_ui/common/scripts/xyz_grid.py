@@ -1,11 +1,11 @@
 """The XYZ plot's axes and cells (scripts/xyz_grid.py), without the grid.
 
-AxisOption          A1111    Forge    reForge
-AxisOptionImg2Img   A1111    Forge    reForge
-AxisOptionTxt2Img   A1111    Forge    reForge
-axis_options        A1111    Forge    reForge
-Script              A1111    Forge    reForge
-Script.run          A1111    Forge    reForge
+AxisOption          A1111 207   Forge 237   reForge 215
+AxisOptionImg2Img   A1111 219   Forge 249   reForge 227
+AxisOptionTxt2Img   A1111 225   Forge 255   reForge 233
+axis_options        A1111 231   Forge 261   reForge 239
+Script              A1111 410   Forge 439   reForge 469
+Script.run          A1111 533   Forge 562   reForge 622
 """
 from copy import copy
 

@@ -1,9 +1,9 @@
 """Moves models to where they compute and back; here each move copies, in the mode that is on.
 
-LoadedModel         Forge
-load_models_gpu     Forge
-unload_all_models   Forge
-get_free_memory     Forge
+LoadedModel         Forge 443
+load_models_gpu     Forge 614
+unload_all_models   Forge 1208
+get_free_memory     Forge 1008
 """
 import torch
 from web_ui.moving import Memory

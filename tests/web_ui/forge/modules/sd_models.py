@@ -1,15 +1,15 @@
 """The checkpoint: what is to be loaded is said apart from loading, and a stand-in is there until then.
 
-model_data                    Forge
-FakeInitialModel              Forge
-SdModelData                   Forge
-SdModelData.get_sd_model      Forge
-SdModelData.set_sd_model      Forge
-get_closet_checkpoint_match   Forge
-select_checkpoint             Forge
-reload_model_weights          Forge
-apply_token_merging           Forge
-forge_model_reload            Forge
+model_data                    Forge 408
+FakeInitialModel              Forge 385
+SdModelData                   Forge 395
+SdModelData.get_sd_model      Forge 401
+SdModelData.set_sd_model      Forge 404
+get_closet_checkpoint_match   Forge 198
+select_checkpoint             Forge 233
+reload_model_weights          Forge 447
+apply_token_merging           Forge 456
+forge_model_reload            Forge 473
 
 `change_for_the_rest` is what modules/sd_samplers_common.py:194 and modules/processing.py:1391 do in place.
 """

@@ -1,7 +1,7 @@
 """What is chosen at the top of the page, and becomes the model only with the next job.
 
-checkpoint_change                    Forge
-refresh_model_loading_parameters     Forge
+checkpoint_change                  Forge 242
+refresh_model_loading_parameters   Forge 220
 """
 from modules import sd_models, shared
 

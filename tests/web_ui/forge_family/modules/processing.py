@@ -1,20 +1,12 @@
 """A job, Forge's way: within `torch.inference_mode`; before each pass scripts get a fresh copy of the model's patchers.
 
-StableDiffusionProcessing                               Forge    reForge
-StableDiffusionProcessing.comment                       Forge    reForge
-StableDiffusionProcessing.setup_prompts                 Forge    reForge
-StableDiffusionProcessing.setup_conds                   Forge    reForge
-StableDiffusionProcessing.parse_extra_network_prompts   Forge    reForge
-StableDiffusionProcessing.close                         Forge    reForge
-StableDiffusionProcessingTxt2Img                        Forge    reForge
-StableDiffusionProcessingTxt2Img.sample                 Forge    reForge
-StableDiffusionProcessingTxt2Img.sample_hr_pass         Forge    reForge
-StableDiffusionProcessingTxt2Img.calculate_hr_conds     Forge    reForge
-Processed                                               Forge    reForge
-get_fixed_seed                                          Forge    reForge
-create_infotext                                         Forge    reForge
-process_images                                          Forge    reForge
-process_images_inner                                    Forge    reForge
+StableDiffusionProcessing          Forge 123    reForge 142
+StableDiffusionProcessingTxt2Img   Forge 1186   reForge 1283
+Processed                          Forge 518    reForge 634
+get_fixed_seed                     Forge 638    reForge 754
+create_infotext                    Forge 668    reForge 784
+process_images                     Forge 815    reForge 898
+process_images_inner               Forge 852    reForge 938
 """
 import random
 

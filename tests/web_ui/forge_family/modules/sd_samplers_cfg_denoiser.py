@@ -1,8 +1,8 @@
 """Guidance: the prompts' part of it is the backend's.
 
-CFGDenoiser                      Forge    reForge
-CFGDenoiser.update_inner_model   Forge    reForge
-CFGDenoiser.forward              Forge    reForge
+CFGDenoiser                      Forge 34    reForge 33
+CFGDenoiser.update_inner_model   Forge 93    reForge 73
+CFGDenoiser.forward              Forge 156   reForge 113
 """
 from types import SimpleNamespace
 

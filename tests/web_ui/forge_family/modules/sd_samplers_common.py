@@ -1,7 +1,7 @@
 """The sampler, and the checkpoint that takes over on its way: scripts are not asked again then, extra networks are.
 
-Sampler          Forge    reForge
-apply_refiner    Forge    reForge
+Sampler         Forge 238   reForge 262
+apply_refiner   Forge 166   reForge 186
 """
 from modules import extra_networks, sd_models, shared
 from web_ui import sampling

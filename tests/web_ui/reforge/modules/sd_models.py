@@ -1,17 +1,16 @@
-"""The checkpoint, loaded when it is asked for, in inference mode.
+"""The checkpoint, loaded when it is asked for.
 
-model_data                    reForge
-SdModelData                   reForge
-SdModelData.get_sd_model      reForge
-SdModelData.set_sd_model      reForge
-SkipWritingToConfig           reForge
-get_closet_checkpoint_match   reForge
-select_checkpoint             reForge
-load_model                    reForge
-reload_model_weights          reForge
-apply_token_merging           reForge
+model_data                    reForge 986
+SdModelData                   reForge 951
+SdModelData.get_sd_model      reForge 958
+SdModelData.set_sd_model      reForge 978
+SkipWritingToConfig           reForge 745
+get_closet_checkpoint_match   reForge 300
+select_checkpoint             reForge 335
+load_model                    reForge 1089
+reload_model_weights          reForge 1262
+apply_token_merging           reForge 1373
 """
-import torch
 from modules import shared
 from modules_forge.forge_loader import SdModel
 from modules_forge.forge_sampler import forge_sample as sample_function
@@ -55,7 +54,6 @@ def select_checkpoint():
     return CHECKPOINTS.get(shared.opts.sd_model_checkpoint)
 
 
-@torch.inference_mode()
 def load_model(checkpoint_info=None, already_loaded_state_dict=None, forced_reload=False):
     model_data.set_sd_model(SdModel(checkpoint_info or select_checkpoint()).eval())
     return model_data.sd_model

@@ -1,7 +1,7 @@
 """A checkpoint as reForge holds it: sgm's or ldm's model around Forge's objects.
 
-ForgeObjects                 reForge
-ForgeObjects.shallow_copy    reForge
+ForgeSD                reForge 174
+ForgeSD.shallow_copy   reForge 181
 """
 from types import SimpleNamespace
 
@@ -15,12 +15,12 @@ from web_ui.parts import Autoencoder, TextEncoder
 from web_ui.unet import UNetModel
 
 
-class ForgeObjects:
+class ForgeSD:
     def __init__(self, unet, clip, vae, clipvision):
         self.unet, self.clip, self.vae, self.clipvision = unet, clip, vae, clipvision
 
     def shallow_copy(self):
-        return ForgeObjects(self.unet, self.clip, self.vae, self.clipvision)
+        return ForgeSD(self.unet, self.clip, self.vae, self.clipvision)
 
 
 class SdModel(nn.Module):
@@ -30,7 +30,7 @@ class SdModel(nn.Module):
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = (info.family == family for family in ("sd1", "sd2", "sdxl", "sd3"))
         unet = UNetModel(info.seed, info.width, info.context_width, in_place=True)
         vae, text = Autoencoder(), TextEncoder(info.context_width)
-        self.forge_objects = ForgeObjects(
+        self.forge_objects = ForgeSD(
             ModelPatcher(BaseModel(None, info.prediction, unet_model=unet)), SimpleNamespace(patcher=ModelPatcher(text), cond_stage_model=text),
             SimpleNamespace(patcher=ModelPatcher(vae), first_stage_model=vae, device=torch.device("cpu"), vae_dtype=torch.float32), None,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Guidance, and the UNet's coming. `model_management.memory.free` says how many rows fit.
 
-forge_sample       reForge
-sampling_prepare   reForge
+forge_sample       reForge 56
+sampling_prepare   reForge 116
 """
 from ldm_patched.modules import model_management
 from web_ui import joined

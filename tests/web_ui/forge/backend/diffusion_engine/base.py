@@ -1,10 +1,10 @@
 """A checkpoint as Forge holds it: parts in patchers, of which every job has its own copies.
 
-ForgeObjects                                      Forge
-ForgeObjects.shallow_copy                         Forge
-ForgeDiffusionEngine                              Forge
-ForgeDiffusionEngine.set_clip_skip                Forge
-ForgeDiffusionEngine.get_learned_conditioning     Forge
+ForgeObjects                                    Forge 7
+ForgeObjects.shallow_copy                       Forge 14
+ForgeDiffusionEngine                            Forge 23
+ForgeDiffusionEngine.set_clip_skip              Forge 38
+ForgeDiffusionEngine.get_learned_conditioning   Forge 44
 """
 from types import SimpleNamespace
 

@@ -1,8 +1,8 @@
 """The UNet with its schedule.
 
-KModel                   Forge
-KModel.apply_model       Forge
-KModel.memory_required   Forge
+KModel                   Forge 7
+KModel.apply_model       Forge 25
+KModel.memory_required   Forge 48
 """
 import torch
 from backend.modules.k_prediction import Prediction

@@ -1,10 +1,10 @@
 """The noise schedule, and what the UNet's output means.
 
-Prediction                               Forge
-Prediction.timestep                      Forge
-AbstractPrediction                       Forge
-AbstractPrediction.calculate_input       Forge
-AbstractPrediction.calculate_denoised    Forge
+Prediction                              Forge 113
+Prediction.timestep                     Forge 148
+AbstractPrediction                      Forge 67
+AbstractPrediction.calculate_input      Forge 74
+AbstractPrediction.calculate_denoised   Forge 81
 """
 from torch import nn
 from web_ui.parts import alphas_cumprod

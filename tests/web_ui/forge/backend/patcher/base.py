@@ -1,10 +1,10 @@
 """What may be changed about a model for one job. A copy for each job: its options are copied deeply.
 
-ModelPatcher                                   Forge
-ModelPatcher.clone                             Forge
-ModelPatcher.refresh_loras                     Forge
-ModelPatcher.memory_required                   Forge
-ModelPatcher.set_model_unet_function_wrapper   Forge
+ModelPatcher                                   Forge 51
+ModelPatcher.clone                             Forge 79
+ModelPatcher.refresh_loras                     Forge 125
+ModelPatcher.memory_required                   Forge 129
+ModelPatcher.set_model_unet_function_wrapper   Forge 146
 """
 import copy
 

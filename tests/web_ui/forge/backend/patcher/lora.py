@@ -1,7 +1,7 @@
 """LoRA in the weights, and out again.
 
-LoraLoader           Forge
-LoraLoader.refresh   Forge
+LoraLoader           Forge 344
+LoraLoader.refresh   Forge 352
 """
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
 """The UNet's.
 
-UnetPatcher         Forge
-UnetPatcher.clone   Forge
+UnetPatcher         Forge 8
+UnetPatcher.clone   Forge 26
 """
 from backend.patcher.base import ModelPatcher
 

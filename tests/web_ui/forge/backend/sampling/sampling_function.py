@@ -1,8 +1,8 @@
 """Guidance, and the UNet's coming and going. `memory_management.memory.free` says how many rows fit.
 
-calc_cond_uncond_batch    Forge
-sampling_function         Forge
-sampling_prepare          Forge
+calc_cond_uncond_batch   Forge 154
+sampling_function        Forge 325
+sampling_prepare         Forge 366
 """
 from backend import memory_management
 from web_ui import joined

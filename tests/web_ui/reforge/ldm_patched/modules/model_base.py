@@ -1,10 +1,10 @@
 """The UNet with its schedule.
 
-model_sampling              reForge
-BaseModel                   reForge
-BaseModel.apply_model       reForge
-BaseModel.get_dtype         reForge
-BaseModel.memory_required   reForge
+model_sampling              reForge 72
+BaseModel                   reForge 115
+BaseModel.apply_model       reForge 153
+BaseModel.get_dtype         reForge 197
+BaseModel.memory_required   reForge 346
 """
 from types import SimpleNamespace
 

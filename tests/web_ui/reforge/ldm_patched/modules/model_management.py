@@ -1,8 +1,8 @@
 """Moves models to where they compute and back.
 
-load_models_gpu     reForge
-unload_all_models   reForge
-get_free_memory     reForge
+load_models_gpu     reForge 618
+unload_all_models   reForge 1392
+get_free_memory     reForge 1157
 """
 from web_ui.moving import Memory
 

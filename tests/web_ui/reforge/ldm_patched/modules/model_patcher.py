@@ -1,8 +1,8 @@
 """What may be changed about a model for one job.
 
-ModelPatcher                                   reForge
-ModelPatcher.clone                             reForge
-ModelPatcher.set_model_unet_function_wrapper   reForge
+ModelPatcher                                   reForge 204
+ModelPatcher.clone                             reForge 270
+ModelPatcher.set_model_unet_function_wrapper   reForge 385
 """
 import copy
 

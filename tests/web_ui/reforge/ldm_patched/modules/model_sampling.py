@@ -1,12 +1,12 @@
 """The noise schedule, and what the UNet's output means: a class of its own for each kind.
 
-EPS                                reForge
-EPS.calculate_input                reForge
-EPS.calculate_denoised             reForge
-V_PREDICTION                       reForge
-V_PREDICTION.calculate_denoised    reForge
-ModelSamplingDiscrete              reForge
-ModelSamplingDiscrete.timestep     reForge
+EPS                               reForge 24
+EPS.calculate_input               reForge 25
+EPS.calculate_denoised            reForge 29
+V_PREDICTION                      reForge 46
+V_PREDICTION.calculate_denoised   reForge 47
+ModelSamplingDiscrete             reForge 100
+ModelSamplingDiscrete.timestep    reForge 157
 """
 from torch import nn
 from web_ui.parts import alphas_cumprod
