@@ -44,9 +44,6 @@ class HypernetworksScript(scripts.Script):
     def setup(self, p, *values):
         extension.begin(p, self.panel, values)
 
-    def process_before_every_sampling(self, p, *values, **about):
-        extension.host.before_sampling(p)
-
     def postprocess(self, p, processed, *values):
         extension.generation.end()
 

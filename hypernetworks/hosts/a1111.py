@@ -23,6 +23,7 @@ class A1111Host(WebUiHost):
         super().__init__()
         self._pending: deque[Row] = deque()
         self._handles: list[Any] = []
+        self._hooked: nn.Module | None = None
 
     @property
     def _sd_model(self) -> Any:
@@ -141,20 +142,30 @@ class A1111Host(WebUiHost):
             if params is not None:
                 params.enabled = False
 
-    def watch(self, before: StepCallback, after: Callable[[], None]) -> None:
+    def watch(self, p: Any, before: StepCallback, after: Callable[[], None]) -> None:
         """As `WebUiHost.watch`, with two hooks on ldm's wrapper around the UNet; the UNet itself gets none."""
         self.unwatch()
-        super().watch(before, after)
-        wrapper = self._sd_model.model
+        super().watch(p, before, after)
+
+    def _hook(self, wrapper: nn.Module) -> None:
+        """The hooks are on this wrapper; a refiner or a hires checkpoint changes the model within a job."""
+        if wrapper is self._hooked:
+            return
+        self._unhook()
+        self._hooked = wrapper
         self._handles = [
             wrapper.register_forward_pre_hook(self._before_evaluation), wrapper.register_forward_hook(self._after_evaluation, always_call=True)
         ]
 
-    def unwatch(self) -> None:
-        """The hooks come off."""
+    def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooked = None
+
+    def unwatch(self) -> None:
+        """The hooks come off."""
+        self._unhook()
         self._pending.clear()
         super().unwatch()
 
@@ -164,7 +175,11 @@ class A1111Host(WebUiHost):
         CFGDenoiser puts the prompts' rows first, for each picture as many as its prompt has parts (AND), then the negative prompts';
         it may cut them into several evaluations but keeps the order (sd_samplers_cfg_denoiser.py:195-262).
         """
-        self.note_step(params.sampling_step, params.total_sampling_steps)
+        if params.denoiser.p is not self._watched:  # an exception ended the job that was watched, and nobody has said so
+            self.unwatch()
+            return
+        self._hook(self._sd_model.model)
+        self.note_step(params)
         text_cond = params.text_cond["crossattn"] if isinstance(params.text_cond, dict) else params.text_cond
         conds, total = len(text_cond), len(params.x)
         text_uncond = params.text_uncond["crossattn"] if isinstance(params.text_uncond, dict) else params.text_uncond

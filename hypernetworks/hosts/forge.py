@@ -99,6 +99,7 @@ class ForgeHost(WebUiHost):
     def __init__(self) -> None:
         super().__init__()
         self._names = _Forge() if importlib.util.find_spec("backend") else _ReForge()
+        self._wrapper: Callable[..., Any] | None = None  # the last `model_function_wrapper` of ours
         self._trained_on: tuple[Any, Any] | None = None  # the model and the choice that led to it, while a run holds them
 
     @property
@@ -106,7 +107,8 @@ class ForgeHost(WebUiHost):
         """Loads the checkpoint first: Forge shows a stand-in until then (modules/sd_models.py, FakeInitialModel)."""
         if self._trained_on is not None:
             return self._trained_on[0]
-        self._names.load()
+        if self._watched is None:  # else a job is at work; what was chosen since is for the next one
+            self._names.load()
         sd_model = shared.sd_model
         if sd_model is None or getattr(sd_model, "forge_objects", None) is None:
             raise ModelUnfit("No checkpoint is loaded: put one into models/Stable-diffusion and choose it at the top of the page.")
@@ -218,27 +220,29 @@ class ForgeHost(WebUiHost):
             stack.enter_context(checkpointing(unet, gradient_checkpointing))
             yield
 
-    def before_sampling(self, p: Any) -> None:
-        """From `process_before_every_sampling`: the job's own copy of the patcher announces each evaluation of the UNet. It is thrown away
-        with the job (processing.py:1373-1381), so that nothing is left, also after an exception."""
-        if self._watch is None:
-            return
-        unet = p.sd_model.forge_objects.unet.clone()
-        unet.set_model_unet_function_wrapper(_announcing(self, unet.model_options.get("model_function_wrapper")))
-        p.sd_model.forge_objects.unet = unet
-
     def on_denoiser(self, params: Any) -> None:
-        """From `on_cfg_denoiser`: the step."""
-        self.note_step(params.sampling_step, params.total_sampling_steps)
+        """From `on_cfg_denoiser`: the step. The patcher that the sampler is about to use announces each evaluation of the UNet: it is the job's
+        own, made anew for each pass (processing.py:1373-1381) and by a refiner, so that nothing is left, also after an exception."""
+        self.note_step(params)
+        if self._watched is None or params.denoiser.p is not self._watched:
+            return
+        objects = params.denoiser.inner_model.inner_model.forge_objects
+        if self._wrapper is None or objects.unet.model_options.get("model_function_wrapper") is not self._wrapper:
+            unet = objects.unet.clone()
+            self._wrapper = _announcing(self, unet.model_options.get("model_function_wrapper"))
+            unet.set_model_unet_function_wrapper(self._wrapper)
+            objects.unet = unet
 
     def _before_evaluation(self, unet: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
         """Of a preview: the UNet is told what its rows are (sampling_function.py, transformer_options["cond_or_uncond"])."""
         flags = (named.get("transformer_options") or {}).get("cond_or_uncond")
-        if self._watch is not None and flags:
+        if flags:
             self.announce(flags, len(inputs[0]))
 
     def announce(self, cond_or_uncond: Sequence[int], rows: int) -> None:
         """The coming evaluation: for each chunk 1 for the negative prompts and 0 for the prompts, a row for each picture in every chunk."""
+        if self._watch is None:
+            return
         pictures = rows // len(cond_or_uncond)
         self._rows = tuple(Row(picture, bool(flag)) for flag in cond_or_uncond for picture in range(pictures))
         self._watch[0](*self._step)

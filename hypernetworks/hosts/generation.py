@@ -61,7 +61,7 @@ class Job:
         self.pictures = {
             hires: [self._of_prompt(panel, prompt, hires, always) for prompt in texts] for hires, texts in ((False, prompts), (True, hires_prompts))
         }
-        self._applied: dict[tuple[int, bool], Applied] = {}
+        self._applied: dict[tuple[Any, bool], Applied] = {}
 
     def _of_prompt(self, panel: Panel, prompt: str, hires: bool, always: Sequence[ActiveNetwork]) -> list[ActiveNetwork]:
         problems: list[str] = []
@@ -78,7 +78,7 @@ class Job:
     def applied(self, host: Any, session: Session) -> Applied:
         """The networks of the pass at hand for the UNet at hand, which a refiner or a hires checkpoint may replace within a job."""
         hires = bool(getattr(self.p, "is_hr_pass", False))
-        key = (id(host.unet), hires)
+        key = (host.unet, hires)
         if key not in self._applied:
             self._applied[key] = session.prepare(host, self.pictures[hires] or [[]], leave_out=True)
             self.notes += [note for note in self._applied[key].notes if note not in self.notes]
@@ -104,8 +104,13 @@ class Generation:
         """A job starts: from `Script.process`. What an exception left of the one before goes."""
         self.end()
         p.hypernetworks_panel = panel
-        if panel.active:
-            p.extra_generation_params[PANEL_LABEL] = write_panel(panel.active)
+        try:
+            text = write_panel(panel.active)
+        except HypernetworkError as error:
+            p.comment(str(error))
+            return
+        if text:
+            p.extra_generation_params[PANEL_LABEL] = text
             if panel.passes != BOTH:
                 p.extra_generation_params[PASSES_LABEL] = panel.passes
 
@@ -120,10 +125,11 @@ class Generation:
         if panel.changes:
             p.extra_generation_params[AXES_LABEL] = ", ".join(f"{field}={value}" for field, value in panel.changes.items())
         try:
-            self._begin_batch(p, Job(p, panel, *self._prompts(p, items), self._always(p)))
+            always = self._always(p)
+            self._begin_batch(p, Job(p, panel, *self._prompts(p, items, always), always))
         except HypernetworkError as error:  # a model without such layers, or what an XYZ plot asks for; networks that cannot be used are notes
             p.comment(str(error))
-            self._job = None
+            self.end()
 
     def _begin_batch(self, p: Any, job: Job) -> None:
         job.tell()
@@ -131,8 +137,8 @@ class Generation:
             return
         self._write_hashes(p, job.names)
         self._job = job
+        self.host.watch(job.p, self._before, self._after)
         job.applied(self.host, self.session)
-        self.host.watch(self._before, self._after)
 
     def end(self) -> None:
         """The job is over. May be called again."""
@@ -151,7 +157,7 @@ class Generation:
             self._on = None
 
     @staticmethod
-    def _prompts(p: Any, items: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+    def _prompts(p: Any, items: Sequence[Sequence[str]], always: Sequence[ActiveNetwork]) -> tuple[list[str], list[str]]:
         """The raw prompts of the batch, with their tags, of both passes.
 
         Where a script has put other prompts in between, so that the first prompt's tags are not `items`, these count for all pictures.
@@ -160,7 +166,9 @@ class Generation:
         everything = p.all_prompts or []  # none while a web UI warms its model up
         prompts = list(everything[batch])
         hires = list((getattr(p, "all_hr_prompts", None) or everything)[batch])
-        if prompts and _arguments(prompts[0]) == [list(arguments) for arguments in items]:
+        heard = [list(arguments) for arguments in items]
+        added = [arguments for active in always for arguments in _arguments(tag(active))]  # after the web UI has read the prompt
+        if prompts and _arguments(prompts[0]) in (heard, heard + added):
             return prompts, hires
         said = "".join(f"<hypernet:{':'.join(arguments)}>" for arguments in items)
         return [said] * max(1, len(prompts)), [said] * max(1, len(hires))

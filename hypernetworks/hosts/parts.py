@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import importlib.util
 import secrets
 from collections.abc import Mapping, Sequence
@@ -132,7 +131,7 @@ def _has_password(header: str, accounts: Mapping[str, str]) -> bool:
     scheme, _, text = header.partition(" ")
     try:
         name, colon, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, no UTF-8, or letters that are in neither
         return False
     expected = accounts.get(name, secrets.token_hex(16))
     return scheme.lower() == "basic" and bool(colon) and secrets.compare_digest(password.encode(), expected.encode())

@@ -31,6 +31,7 @@ class WebUiHost:
         self._rows: tuple[Row, ...] = ()
         self._step = (0, 1)
         self._watch: tuple[StepCallback, Callable[[], None]] | None = None
+        self._watched: Any = None  # the job that is watched
 
     @property
     def folders(self) -> Folders:
@@ -73,24 +74,29 @@ class WebUiHost:
         shared.state.job_count, shared.state.job_no, shared.state.textinfo = max(1, steps), step, text
         return bool(shared.state.interrupted or shared.state.stopping_generation)
 
-    def watch(self, before: StepCallback, after: Callable[[], None]) -> None:
-        """Until `unwatch`, `before(step, steps)` is called before each evaluation of the UNet in a job of the web UI, with `rows` known,
+    def watch(self, p: Any, before: StepCallback, after: Callable[[], None]) -> None:
+        """Until `unwatch`, `before(step, steps)` is called before each evaluation of the UNet in the web UI's job `p`, with `rows` known,
         and `after()` behind it, also after an exception."""
-        self._watch = (before, after)
+        self._watched, self._watch = p, (before, after)
 
     def unwatch(self) -> None:
         """Nobody is called any more. May be called again."""
-        self._watch = None
+        self._watched = self._watch = None
         self._rows = ()
 
-    def note_step(self, step: int, steps: int) -> None:
-        """Where the sampler is; from the callback `on_cfg_denoiser`, before the UNet is evaluated."""
-        self._step = (step, steps)
+    def note_step(self, params: Any) -> None:
+        """Where the sampler is; from the callback `on_cfg_denoiser`, before the UNet is evaluated.
+
+        The denoiser counts its calls itself. `params.sampling_step` is what the sampler has last reported: one behind from the second step on
+        (sd_samplers_common.py, callback_state).
+        """
+        step, steps = getattr(params.denoiser, "step", None), getattr(params.denoiser, "total_steps", None)
+        self._step = (params.sampling_step, params.total_sampling_steps) if step is None or not steps else (step, steps)
 
     def generate(self, request: GenerationRequest, on_step: StepCallback | None = None) -> list[Image.Image]:
         """Pictures from the web UI's own txt2img pipeline, without scripts and extra networks; they are not saved."""
         p = self._job_for(request)
-        with torch.random.fork_rng(devices=[]), self._announced(on_step):
+        with torch.random.fork_rng(devices=[]), self._announced(p, on_step):
             try:
                 pictures = processing.process_images(p).images[: request.count]
             finally:
@@ -112,9 +118,9 @@ class WebUiHost:
         return p
 
     @contextmanager
-    def _announced(self, on_step: StepCallback | None) -> Iterator[None]:
+    def _announced(self, p: Any, on_step: StepCallback | None) -> Iterator[None]:
         """`on_step` before each evaluation of the UNet within."""
-        self.watch(on_step or (lambda step, steps: None), lambda: None)
+        self.watch(p, on_step or (lambda step, steps: None), lambda: None)
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ class CheckpointInfo:
     context_width: int = 16
     family: str = "sd1"
     prediction: str = "epsilon"
+    in_channels: int = 4
 
     @property
     def filename(self):
@@ -40,7 +41,7 @@ class CheckpointInfo:
     @property
     def config(self):
         """Models of the same configuration may take each other's weights."""
-        return self.width, self.context_width, self.family, self.prediction
+        return self.width, self.context_width, self.family, self.prediction, self.in_channels
 
 
 CHECKPOINTS = {
@@ -52,5 +53,7 @@ CHECKPOINTS = {
         CheckpointInfo("xl", seed=5, context_width=24, family="sdxl"),
         CheckpointInfo("velocity", seed=6, family="sd2", prediction="v_prediction"),
         CheckpointInfo("flux", seed=7, family="flux"),
+        CheckpointInfo("inpainting", seed=8, in_channels=9),
+        CheckpointInfo("xl inpainting", seed=9, context_width=24, family="sdxl", in_channels=9),
     )
 }

@@ -12,6 +12,8 @@ import torch
 from models import Attention, Downsample, Upsample
 from torch import nn
 
+from .parts import POOLED, SIZES
+
 
 class ForgeAttention(Attention):
     """Forge's has more arguments (backend/nn/unet.py:131)."""
@@ -96,7 +98,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm, self.proj_in, self.proj_out = nn.GroupNorm(2, width), nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
         kind = InPlaceBlock if in_place else Block
-        self.transformer_blocks = nn.ModuleList([kind(width, context_width, in_place) for _ in range(2 if in_place else 1)])
+        self.transformer_blocks = nn.ModuleList([kind(width, context_width, in_place) for _ in range(2)])
 
     def forward(self, x, context):
         rows, width, height, breadth = x.shape
@@ -133,12 +135,13 @@ class UNetModel(nn.Module):
 
     watcher = None  # called with (unet, x, timesteps, context, y, output)
 
-    def __init__(self, seed=0, width=8, context_width=16, in_place=False, vector_width=None):
+    def __init__(self, info, in_place=False):
         super().__init__()
-        torch.manual_seed(seed)
+        torch.manual_seed(info.seed)
+        width, context_width, self.in_channels = info.width, info.context_width, info.in_channels
         self.width, time_width = width, 2 * width
         self.time_embed = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
-        self.label_emb = nn.Linear(vector_width, time_width) if vector_width else None
+        self.label_emb = nn.Linear(POOLED + SIZES, time_width) if info.family == "sdxl" else None
 
         def level(after, before=None):
             return [ResBlock(before or width, width, time_width, in_place), *([transformer()] if after else [])]
@@ -146,7 +149,7 @@ class UNetModel(nn.Module):
         def transformer():
             return SpatialTransformer(width, context_width, in_place)
 
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(info.in_channels, width, 3, padding=1)])])
         for number in range(4):
             self.input_blocks += [nn.ModuleList(level(number < 3)) for _ in range(2)]
             if number < 3:

@@ -19,14 +19,14 @@ import torch
 from modules import devices, shared
 from torch import nn
 from web_ui.checkpoints import CHECKPOINTS
-from web_ui.parts import POOLED, SIZES, Autoencoder, Posterior, TextEncoder, alphas_cumprod
+from web_ui.parts import POOLED, Autoencoder, Posterior, TextEncoder, alphas_cumprod
 from web_ui.unet import UNetModel, embedded_time
 
 
 class DiffusionWrapper(nn.Module):
     def __init__(self, unet):
         super().__init__()
-        self.diffusion_model, self.conditioning_key = unet, "crossattn"
+        self.diffusion_model, self.conditioning_key = unet, "crossattn" if unet.in_channels == 4 else "hybrid"
 
     def forward(self, x, t, c_concat=None, c_crossattn=None, c_adm=None):
         return self.diffusion_model(x, t, context=torch.cat(c_crossattn, 1))
@@ -35,7 +35,7 @@ class DiffusionWrapper(nn.Module):
 class OpenAIWrapper(nn.Module):
     def __init__(self, unet):
         super().__init__()
-        self.diffusion_model = unet
+        self.diffusion_model, self.conditioning_key = unet, "crossattn"  # set by modules/sd_models_xl.py:96, whatever the model
 
     def forward(self, x, t, c, **kwargs):
         return self.diffusion_model(x, timesteps=t, context=c["crossattn"], y=c["vector"])
@@ -66,8 +66,7 @@ class SdModel(nn.Module):
         self.sd_checkpoint_info, self.sd_model_hash, self.sd_model_checkpoint = info, info.shorthash, info.filename
         self.is_sd1, self.is_sd2, self.is_sdxl = (info.family == family for family in ("sd1", "sd2", "sdxl"))
         self.parameterization = "v" if info.prediction == "v_prediction" else "eps"
-        unet = UNetModel(info.seed, info.width, info.context_width, vector_width=POOLED + SIZES if self.is_sdxl else None)
-        self.model = OpenAIWrapper(unet) if self.is_sdxl else DiffusionWrapper(unet)
+        self.model = (OpenAIWrapper if self.is_sdxl else DiffusionWrapper)(UNetModel(info))
         self.cond_stage_model, self.first_stage_model = TextEncoder(info.context_width), FirstStage(draws=self.is_sdxl)
         self.pooled = nn.Linear(info.context_width, POOLED)
         self.register_buffer("alphas_cumprod", alphas_cumprod())

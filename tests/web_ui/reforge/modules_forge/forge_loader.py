@@ -28,7 +28,7 @@ class SdModel(nn.Module):
         super().__init__()
         self.sd_checkpoint_info, self.sd_model_hash = info, info.calculate_shorthash()
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = (info.family == family for family in ("sd1", "sd2", "sdxl", "sd3"))
-        unet = UNetModel(info.seed, info.width, info.context_width, in_place=True)
+        unet = UNetModel(info, in_place=True)
         vae, text = Autoencoder(), TextEncoder(info.context_width)
         self.forge_objects = ForgeSD(
             ModelPatcher(BaseModel(None, info.prediction, unet_model=unet)), SimpleNamespace(patcher=ModelPatcher(text), cond_stage_model=text),

@@ -15,7 +15,7 @@ from backend.patcher.base import ModelPatcher
 from backend.patcher.unet import UnetPatcher
 from modules import shared
 from torch import nn
-from web_ui.parts import POOLED, SIZES, Autoencoder, TextEncoder
+from web_ui.parts import POOLED, Autoencoder, TextEncoder
 from web_ui.unet import UNetModel, embedded_time
 
 
@@ -34,7 +34,8 @@ class ForgeDiffusionEngine:
     def __init__(self, info):
         self.sd_checkpoint_info, self.sd_model_hash = info, info.calculate_shorthash()
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = (info.family == family for family in ("sd1", "sd2", "sdxl", "sd3"))
-        unet = UNetModel(info.seed, info.width, info.context_width, in_place=True, vector_width=POOLED + SIZES if self.is_sdxl else None)
+        self.is_inpaint = info.in_channels == 9
+        unet = UNetModel(info, in_place=True)
         vae = Autoencoder()
         vae.scaling_factor, vae.shift_factor = 0.18215, None
         text = nn.ModuleDict({"encoder": TextEncoder(info.context_width), "pooled": nn.Linear(info.context_width, POOLED)})
