@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, frozen, size_embedding, split_conditioning
+from .web_ui import WebUiHost, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
 
 
 class _Forge:
@@ -189,13 +189,11 @@ class ForgeHost(WebUiHost):
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
         """As `WebUiHost.generate`. Drawing happens in inference mode, and weights that were moved meanwhile are made fit for training again."""
         unet = self.unet
-        handle = unet.register_forward_pre_hook(self._before_evaluation, prepend=True, with_kwargs=True)
         trained = not any(parameter.is_inference() for parameter in unet.parameters())
         try:
             with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext():
                 return super().generate(request, on_step)
         finally:
-            handle.remove()
             if trained:
                 leave_inference_mode(unet)
 
@@ -204,6 +202,7 @@ class ForgeHost(WebUiHost):
         """Within it the UNet is frozen, as its checkpoint has it, and fit for backward; afterwards as it was. Another checkpoint that is
         chosen meanwhile is loaded after it."""
         sd_model = self._sd_model
+        refuse_inpainting(self.unet)
         with torch.inference_mode(False), ExitStack() as stack:
             self._trained_on = (sd_model, self._names.choice)
             stack.callback(setattr, self, "_trained_on", None)
@@ -232,12 +231,6 @@ class ForgeHost(WebUiHost):
             self._wrapper = _announcing(self, unet.model_options.get("model_function_wrapper"))
             unet.set_model_unet_function_wrapper(self._wrapper)
             objects.unet = unet
-
-    def _before_evaluation(self, unet: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        """Of a preview: the UNet is told what its rows are (sampling_function.py, transformer_options["cond_or_uncond"])."""
-        flags = (named.get("transformer_options") or {}).get("cond_or_uncond")
-        if flags:
-            self.announce(flags, len(inputs[0]))
 
     def announce(self, cond_or_uncond: Sequence[int], rows: int) -> None:
         """The coming evaluation: for each chunk 1 for the negative prompts and 0 for the prompts, a row for each picture in every chunk."""
@@ -275,12 +268,12 @@ def leave_inference_mode(module: nn.Module) -> None:
 
     Forge loads its model in inference mode (backend/loader.py:497). Raises `ModelUnfit` for quantised weights.
     """
+    if any(type(parameter) is not nn.Parameter or not parameter.is_floating_point() for parameter in module.parameters()):
+        raise ModelUnfit("The loaded model's weights are quantised; pictures can be made with it, but training needs it in fp16, bf16 or fp32.")
     with torch.inference_mode(False), torch.no_grad():
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None and parameter.is_inference():
-                    if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
-                        raise ModelUnfit("The loaded model's weights are quantised; pictures can be made with it, but training needs it in fp16, bf16 or fp32.")
                     part._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             for name, buffer in part._buffers.items():
                 if buffer is not None and buffer.is_inference():

@@ -5,12 +5,14 @@ What differs stands in `a1111.py` and `forge.py`. This module can be imported in
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from modules import call_queue, paths, processing, scripts, shared
 from PIL import Image
@@ -96,12 +98,12 @@ class WebUiHost:
     def generate(self, request: GenerationRequest, on_step: StepCallback | None = None) -> list[Image.Image]:
         """Pictures from the web UI's own txt2img pipeline, without scripts and extra networks; they are not saved."""
         p = self._job_for(request)
-        with torch.random.fork_rng(devices=[]), self._announced(p, on_step):
+        with _chance_untouched(), self._announced(p, on_step):
             try:
                 pictures = processing.process_images(p).images[: request.count]
             finally:
                 p.close()
-        if len(pictures) < request.count:
+        if shared.state.interrupted or len(pictures) < request.count:
             raise Interrupted("Drawing was interrupted.")
         return pictures
 
@@ -166,6 +168,18 @@ class WebUiHost:
 
 
 @contextmanager
+def _chance_untouched() -> Iterator[None]:
+    """The random states that a web UI seeds for a picture are afterwards what they were (modules/processing.py and rng.py)."""
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+
+
+@contextmanager
 def _literal_prompts() -> Iterator[None]:
     """Prompts without emphasis syntax (modules/sd_emphasis.py, the option "None")."""
     asked = shared.opts.data.get("emphasis")
@@ -177,6 +191,12 @@ def _literal_prompts() -> Iterator[None]:
             del shared.opts.data["emphasis"]
         else:
             shared.opts.data["emphasis"] = asked
+
+
+def refuse_inpainting(unet: nn.Module) -> None:
+    """Raises `ModelUnfit` for a UNet that takes more than the four channels of a latent: one for inpainting or editing."""
+    if unet.input_blocks[0][0].weight.shape[1] != 4:
+        raise ModelUnfit("The loaded model is one for inpainting or editing; choose an ordinary checkpoint to train on.")
 
 
 @contextmanager

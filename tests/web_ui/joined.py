@@ -31,14 +31,15 @@ def compile_weighted_conditions(cond, weights):
     return entries
 
 
-def evaluate(model, cond, uncond, x, timestep, model_options, room):
-    """[cond, uncond] predictions; `room` says how many entries fit into one evaluation."""
+def evaluate(model, cond, uncond, x, timestep, model_options, fits):
+    """[cond, uncond] predictions; `fits` says whether the memory suffices for so many rows. Where it does not, half as many are tried, a third..."""
     waiting = [(entry, COND) for entry in cond] + [(entry, UNCOND) for entry in uncond or []]
     sums = {flag: torch.zeros_like(x) for flag in (COND, UNCOND)}
     counts = {flag: torch.full_like(x, 1e-37) for flag in (COND, UNCOND)}
     while waiting:
-        places = [place for place, (entry, _) in enumerate(waiting) if _fits(entry, waiting[0][0])][::-1]
-        chunk = [waiting.pop(place) for place in places[: max(1, min(room, len(places)))]]
+        places = [place for place, (entry, _) in enumerate(waiting) if _alike(entry, waiting[0][0])][::-1]
+        amounts = (len(places) // divisor for divisor in range(1, len(places) + 1))
+        chunk = [waiting.pop(place) for place in places[: next((amount for amount in amounts if fits(amount * len(x))), 1)]]
         flags = [flag for _, flag in chunk]
         outputs = _evaluated(model, chunk, flags, x, timestep, model_options).chunk(len(chunk))
         for (entry, flag), output in zip(chunk, outputs, strict=True):
@@ -59,7 +60,7 @@ def _evaluated(model, chunk, flags, x, timestep, model_options):
     return model.apply_model(inputs, times, **given)
 
 
-def _fits(one, other):
+def _alike(one, other):
     """Contexts of different lengths are repeated up to their least common multiple, unless that is more than four times the shorter one."""
     a, b = one["model_conds"]["c_crossattn"].shape, other["model_conds"]["c_crossattn"].shape
     return a == b or (a[0] == b[0] and a[2] == b[2] and math.lcm(a[1], b[1]) // min(a[1], b[1]) <= 4)
@@ -72,9 +73,9 @@ def _joined(tensors):
     return torch.cat(tensors)
 
 
-def guided(model, x, timestep, uncond, cond, cond_scale, model_options, room):
+def guided(model, x, timestep, uncond, cond, cond_scale, model_options, fits):
     """The denoised picture. Without guidance there are no negative prompts' rows."""
     strength = sum(entry.get("strength", 1.0) for entry in cond)
     wanted = None if math.isclose(cond_scale, 1.0) and not model_options.get("disable_cfg1_optimization") else uncond
-    found, negative = evaluate(model, cond, wanted, x, timestep, model_options, room)
+    found, negative = evaluate(model, cond, wanted, x, timestep, model_options, fits)
     return negative + (found - negative) * cond_scale * (1.0 if math.isclose(strength, 1.0) else strength)

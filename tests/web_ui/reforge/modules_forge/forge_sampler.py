@@ -12,8 +12,11 @@ def forge_sample(self, denoiser_params, cond_scale, cond_composition):
     x = denoiser_params.x
     uncond = joined.compile_conditions(denoiser_params.text_uncond)
     cond = joined.compile_weighted_conditions(denoiser_params.text_cond, cond_composition)
-    room = int(model_management.get_free_memory(x.device) // (1.5 * patcher.model.memory_required(x.shape)))
-    return joined.guided(patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, room)
+    return joined.guided(patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, lambda rows: fits(patcher.model, rows))
+
+
+def fits(model, rows):
+    return 1.5 * model.memory_required([rows]) < model_management.get_free_memory()
 
 
 def sampling_prepare(unet, x):

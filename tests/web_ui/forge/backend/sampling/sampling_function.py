@@ -9,8 +9,11 @@ from web_ui import joined
 
 
 def calc_cond_uncond_batch(model, cond, uncond, x_in, timestep, model_options):
-    room = memory_management.get_free_memory(x_in.device) // max(1, model.memory_required(x_in.shape))
-    return joined.evaluate(model, cond, uncond, x_in, timestep, model_options, room)
+    return joined.evaluate(model, cond, uncond, x_in, timestep, model_options, lambda rows: fits(model, rows))
+
+
+def fits(model, rows):
+    return model.memory_required([rows]) < memory_management.get_free_memory()
 
 
 def sampling_function(self, denoiser_params, cond_scale, cond_composition):
@@ -18,8 +21,9 @@ def sampling_function(self, denoiser_params, cond_scale, cond_composition):
     x = denoiser_params.x
     uncond = joined.compile_conditions(denoiser_params.text_uncond)
     cond = joined.compile_weighted_conditions(denoiser_params.text_cond, cond_composition)
-    room = memory_management.get_free_memory(x.device) // max(1, patcher.memory_required(x.shape))
-    return joined.guided(patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, room)
+    return joined.guided(
+        patcher.model, x, denoiser_params.sigma, uncond, cond, cond_scale, patcher.model_options, lambda rows: fits(patcher.model, rows)
+    )
 
 
 def sampling_prepare(unet, x):
