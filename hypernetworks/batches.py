@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .captions import Captions
+from .conditions import Condition
 from .config import TrainingConfig
 from .dataset import Dataset, Picture
 from .host import Conditioning, Host, PictureSize
 from .latents import CaptionStore, LatentStore
-from .plan import Plan, generator_for, random_for, split, timesteps_for
+from .plan import Plan, Sample, generator_for, random_for, split, timesteps_for
 
 VALIDATION_PICTURES = 8  # at most
 VALIDATION_TIMESTEPS = 8  # for every held-out picture
@@ -23,13 +24,15 @@ PREVIEWS = 4  # at most, where the prompts are taken from the captions
 
 @dataclass
 class Batch:
-    """`latents` and `noise` [b, c, h, w], `timesteps` [b] integers, one row of conditioning and one size per sample."""
+    """`latents` and `noise` [b, c, h, w], `timesteps` [b] integers, one row of conditioning and one size per sample; for a generator also
+    what weights are to be generated for, one row per sample."""
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     conditioning: Conditioning
     sizes: Sequence[PictureSize]
+    condition: Condition | None = None
 
 
 class Batches:
@@ -53,7 +56,7 @@ class Batches:
         if self.latents.skipped:
             self.dataset = self.dataset.without(self.latents.skipped)
             self.warnings += left_out(self.latents.skipped)
-        self.training, self.held_out = split(self.dataset.pictures, self.config.validation_share, self.config.seed)
+        self.training, self.held_out = self._split(self.dataset.pictures)
         self.plan = Plan(
             [self.latents.bucket(picture) for picture in self.training], self.config.batch_size * self.processes, self.config.seed,
             self.config.flip, self.config.crops, self.config.gradient_accumulation,
@@ -63,11 +66,17 @@ class Batches:
         else:
             self._warn_of_changing_captions()
 
+    def _split(self, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+        """(training pictures, held-out pictures)"""
+        return split(pictures, self.config.validation_share, self.config.seed)
+
     def _encode_captions(self) -> Iterator[tuple[int, int, str]]:
-        wanted = list(dict.fromkeys([*self.captions.possible(self.dataset.pictures), *map(self._validation_caption, self.held_out)]))
-        for done, total in self.texts.prepare(wanted):
+        for done, total in self.texts.prepare(self._wanted_captions()):
             yield done, total, "Encoding captions"
         self.host.release_encoders()
+
+    def _wanted_captions(self) -> list[str]:
+        return [*self.captions.possible(self.dataset.pictures), *map(self._validation_caption, self.held_out)]
 
     def _warn_of_changing_captions(self) -> None:
         """What captions that are drawn anew cost is measured, not guessed."""
@@ -95,16 +104,23 @@ class Batches:
     def at(self, step: int, micro_step: int) -> Batch:
         """The batch of a step (from 1), and of a place in it where gradients are accumulated. A pure function."""
         seed, count = self.config.seed, self.config.batch_size * self.processes * self.config.gradient_accumulation
-        samples = self.plan.batch((step - 1) * self.config.gradient_accumulation + micro_step)[self.process :: self.processes]
+        samples = self._samples(step, micro_step)
         latents, noises, captions, sizes = [], [], [], []
         for sample in samples:
             picture = self.training[sample.picture]
             latents.append(self._latent(picture, sample.flip, sample.crop, generator_for(seed, step, sample.number, "latent")))
             noises.append(torch.randn(latents[-1].shape, generator=generator_for(seed, step, sample.number, "noise")))
-            captions.append(self.captions.write(picture, random_for(seed, step, sample.number, "caption")))
+            captions.append(self._caption(picture, step, sample.number))
             sizes.append(self.latents.size(picture, sample.flip, sample.crop))
         timesteps = timesteps_for(seed, step, count, len(self.host.alphas_cumprod))[[sample.number for sample in samples]]
         return self._batch(latents, noises, timesteps, self._conditioning(captions), sizes)
+
+    def _samples(self, step: int, micro_step: int) -> list[Sample]:
+        """This process's share of a batch."""
+        return self.plan.batch((step - 1) * self.config.gradient_accumulation + micro_step)[self.process :: self.processes]
+
+    def _caption(self, picture: Picture, step: int, number: int) -> str:
+        return self.captions.write(picture, random_for(self.config.seed, step, number, "caption"))
 
     def validation(self) -> list[Batch]:
         """The held-out pictures, a batch each, always with the same timesteps and noise."""

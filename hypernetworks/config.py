@@ -121,6 +121,11 @@ class TrainingConfig:
     """All that decides a training run. Read it with `read(TrainingConfig, values)`, which checks every value."""
 
     name: str = option("", "Name", "The file's name, as it will stand in the dropdown and in the tag.", group="Network")
+    kind: str = option(
+        "residual", "Kind",
+        "residual: small networks at the attention layers learn the one style of a folder. generator: one network learns a whole family, a folder "
+        "within the folder for each style, and makes weights from a picture, a text or a task.",
+        choices=("residual", "generator"), group="Network")
     per_layer: bool = option(
         True, "One pair per layer",
         "Every attention layer gets its own networks. Learns styles better; only this extension reads such files. "
@@ -153,7 +158,23 @@ class TrainingConfig:
         False, "Learned upsampling", "With skip connections: a linear layer instead of interpolation on the short cut.", group="Network", advanced=True)
     description: str = option("", "Description", "Notes for whoever receives the file.", group="Network", advanced=True)
 
-    dataset: str = option("", "Pictures", "A folder of pictures with captions in .txt files of the same name, or in the file names.", group="Pictures")
+    conditions: tuple[str, ...] = option(
+        ("text", "image"), "Conditions", "What weights can be made from: text (the prompt or another text), image (a reference picture), task (a folder's name).",
+        choices=("text", "image", "task"), group="Generator")
+    rank: int = option(4, "Rank", "Of the low-rank weights that are made for each projection.", minimum=1, maximum=1024, group="Generator")
+    embedding_dim: int = option(768, "Embedding width", "Of the condition's latent and of each layer's token.", minimum=1, maximum=2**16, group="Generator")
+    hidden_dim: int = option(1024, "Hidden width", "Of the layers between.", minimum=1, maximum=2**16, group="Generator", advanced=True)
+    depth: int = option(3, "Depth", "Residual blocks of the weight generator.", minimum=1, maximum=64, group="Generator", advanced=True)
+    decoder: str = option(
+        "basis", "Decoder", "basis: mixes learned matrices of each layer. rank_token: layers of one shape share a head; less memory. lidb: tiny (HyperDreamBooth).",
+        choices=("basis", "rank_token", "lidb"), group="Generator", advanced=True)
+    basis_size: int = option(32, "Basis size", "How many matrices of each factor a layer has to mix (decoder basis).", minimum=1, maximum=4096, group="Generator", advanced=True)
+    condition_dropout: float = option(
+        0.05, "Drop conditions", "Share of samples trained without their condition, and as large a share without condition and caption.",
+        minimum=0, maximum=0.5, group="Generator", advanced=True)
+    weight_penalty: float = option(1e-3, "Weight penalty", "Keeps the generated factors small: times the mean of A² plus that of B².", minimum=0, maximum=1000, group="Generator", advanced=True)
+
+    dataset: str = option("", "Pictures", "A folder of pictures with captions in .txt files of the same name, or in the file names. For a generator: a folder of such folders.", group="Pictures")
     caption_template: str = option(
         "[filewords]", "Caption template",
         "[filewords] is the picture's caption, [name] the network's name; several templates, one per line, are drawn from at random.", group="Pictures")

@@ -47,7 +47,8 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a dataset. `width` and `height` are in pixels after EXIF rotation; `key` is a hash of the file's bytes."""
+    """One picture of a dataset. `width` and `height` are in pixels after EXIF rotation; `key` is a hash of the file's bytes, `group` the
+    style, subject or task that it shares with others (see groups.py)."""
 
     path: Path
     width: int
@@ -55,6 +56,7 @@ class Picture:
     caption: str | None
     caption_from: str | None  # "text file", "file name" or None
     key: str
+    group: str = ""
 
 
 @dataclass

@@ -10,27 +10,27 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attention import ResidualEdit, Strength, attached
+from .attention import attached
 from .batches import Batch, Batches, left_out
 from .checkpoint import Row, RunFolder
 from .config import TrainingConfig, plain, read
-from .dataset import Dataset, read_folder
+from .dataset import Dataset
 from .errors import ConfigError, Interrupted, NameTaken, TrainingFailed
-from .files import check_name, load, save
+from .files import check_name
 from .host import GenerationRequest, Host
 from .losses import add_noise, denoising_loss, denoising_target, min_snr_weights
-from .networks import new_network, outline, training_metadata
-from .optimizers import make_optimizer, parameter_groups
+from .networks import training_metadata
+from .optimizers import make_optimizer
 from .plan import seed_for
-from .residual import ResidualHypernetwork
 from .schedule import LearningRate, is_auto
+from .trainees import Network, Trainee, check_trainable, trainee_for
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -54,11 +54,14 @@ class Progress:
 class HypernetworkTrainer:
     """Trains one network. `run` yields what happens, `train` just runs to the end; `stop` and `cancel` may come from any thread."""
 
-    def __init__(self, hypernetwork: ResidualHypernetwork | None = None, config: Mapping[str, Any] | TrainingConfig | None = None) -> None:
-        if hypernetwork is not None and not isinstance(hypernetwork, ResidualHypernetwork):
-            raise ConfigError(f"The trainer trains residual hypernetworks; a {type(hypernetwork).__name__} is not one.")
-        self.hypernetwork = hypernetwork
-        self.config = config if isinstance(config, TrainingConfig) else read(TrainingConfig, config or {})
+    def __init__(self, hypernetwork: Network | None = None, config: Mapping[str, Any] | TrainingConfig | None = None) -> None:
+        """`hypernetwork`: one to train on; None makes a new one of the configuration's kind. A network's own structure counts, not the
+        configuration's, and its name where the configuration has none."""
+        config = config if isinstance(config, TrainingConfig) else read(TrainingConfig, config or {})
+        if hypernetwork is not None:
+            check_trainable(hypernetwork)
+            config = replace(config, name=config.name or hypernetwork.name or "hypernetwork")
+        self.hypernetwork, self.config = hypernetwork, config
         self._stop = threading.Event()
         self._cancel = threading.Event()
 
@@ -89,101 +92,73 @@ class HypernetworkTrainer:
         Raises `NameTaken` where the file exists and neither was asked for.
         """
         host = host or _standalone_host()
-        name = check_name(self.config.name)
-        target = host.folders.networks / f"{name}.safetensors"
-        folder = RunFolder(host.folders.runs, name)
-        if target.exists() and not (resume or overwrite):
-            raise NameTaken(f"A hypernetwork named {name!r} exists already; replace it, continue its training, or choose another name.")
-        if self.config.also_pt and not overwrite:
-            _check_pt_is_ours(target.with_suffix(".pt"), folder if resume else None)
-        _check_pt_can_hold(self.config, self.config.per_layer if self.hypernetwork is None else self.hypernetwork.per_layer)
+        check_name(self.config.name)
+        trainee = trainee_for(self.hypernetwork, self.config, host)
+        folder = RunFolder(host.folders.runs, self.config.name)
+        self._check_free(trainee, folder, resume, overwrite)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
-        dataset = self._dataset(dataset, host)
+        dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
         yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
         accelerator = _accelerator(self.config, host.device)
-        batches = Batches(host, self.config, dataset, accelerator.num_processes, accelerator.process_index)
+        batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
         for done, total, what in batches.prepare():
             yield Progress("preparing", done, total, what)
             if self._cancel.is_set() or self._stop.is_set():
                 yield Progress("cancelled", message="Cancelled before the first step.")
                 return
         yield from (Progress("warning", message=message) for message in batches.warnings)
-        run = _Run(self, host, accelerator, batches, folder, target)
+        run = _Run(self, trainee, accelerator, batches, folder)
         run.begin(resume)
         try:
-            with host.training(self.config.gradient_checkpointing), attached(host.unet, [run.edit]):
+            with host.training(self.config.gradient_checkpointing), attached(host.unet, [trainee.edit]):
                 yield from run.events()
         except torch.cuda.OutOfMemoryError:
             raise TrainingFailed(
                 f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
             ) from None
 
-    def _dataset(self, dataset: str | Path | Dataset | None, host: Host) -> Dataset:
-        if isinstance(dataset, Dataset):
-            return dataset
-        return read_folder(
-            dataset or self.config.dataset,
-            resolution=self.config.resolution or host.model.resolution,
-            shared_caption=self.config.shared_caption,
-            cache=host.folders.data / "latents",
-        )
-
-
-def _check_pt_is_ours(pt: Path, run: RunFolder | None) -> None:
-    """Raises `NameTaken` for a file that the run which is gone on from did not write."""
-    if pt.exists() and not (run and run.about().get("options", {}).get("also_pt")):
-        raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
-
-
-def _check_pt_can_hold(config: TrainingConfig, per_layer: bool) -> None:
-    """Raises `ConfigError` where a network of that kind is to be written as a `.pt`."""
-    if config.also_pt and per_layer:
-        raise ConfigError(
-            "A .pt file cannot hold one pair of networks per layer: turn off Also write .pt (also_pt), or One pair per layer (per_layer)."
-        )
+    def _check_free(self, trainee: Trainee, folder: RunFolder, resume: bool, overwrite: bool) -> None:
+        """Raises `NameTaken` where a file would be replaced that is not to be."""
+        if trainee.target.exists() and not (resume or overwrite):
+            raise NameTaken(f"A hypernetwork named {self.config.name!r} exists already; replace it, continue its training, or choose another name.")
+        pt, ours = trainee.target.with_suffix(".pt"), resume and folder.about().get("options", {}).get("also_pt")
+        if self.config.also_pt and pt.exists() and not (overwrite or ours):
+            raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
 
 
 class _Run:
     """A run in progress: the network, its optimizer and the loop."""
 
-    def __init__(
-        self, trainer: HypernetworkTrainer, host: Host, accelerator: Any, batches: Batches, folder: RunFolder, target: Path
-    ) -> None:
-        self.trainer, self.host, self.accelerator = trainer, host, accelerator
-        self.batches, self.folder, self.target = batches, folder, target
+    def __init__(self, trainer: HypernetworkTrainer, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder) -> None:
+        self.trainer, self.trainee, self.host, self.accelerator = trainer, trainee, trainee.host, accelerator
+        self.batches, self.folder = batches, folder
         self.config = config = trainer.config
         self.steps = config.max_steps
         if config.max_epochs:
             self.steps = min(self.steps, math.ceil(config.max_epochs * batches.batches_per_epoch / config.gradient_accumulation))
         self.step = 0
         self.learning_rate = LearningRate.parse(config.learning_rate, config.rate_schedule, config.warmup_steps)
-        self.alphas_cumprod = host.alphas_cumprod.to(host.device)
+        self.alphas_cumprod = self.host.alphas_cumprod.to(self.host.device)
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
         state = self.folder.load_state() if resume else None
-        network = self.trainer.hypernetwork
-        if network is None and resume and state is None and self.target.exists():
-            network = load(self.target)
-        self.network = network if network is not None else new_network(self.host.unet, self.config)
-        _check_pt_can_hold(self.config, self.network.per_layer)  # a file that is gone on from may be of the other kind
-        self.trainer.hypernetwork = self.network
+        self.trainee.begin(self.trainee.target if resume and state is None and self.trainee.target.exists() else None)
+        self.trainer.hypernetwork = self.network = self.trainee.network
         self.network.to(self.host.device, torch.float32).train()
         self.network.requires_grad_(True)
-        groups = parameter_groups(self.network, is_auto(self.config.learning_rate))
+        groups = self.trainee.groups(is_auto(self.config.learning_rate))
         optimizer = make_optimizer(self.config.optimizer, self.config.optimizer_arguments, groups)
         if state is not None:
             self._restore(state, optimizer)
-        denoiser = Denoiser(self.network, self.host, ResidualEdit(self.network))
-        self.edit = denoiser.edit
-        self.denoiser, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
+        self.denoiser, self.optimizer = self.accelerator.prepare(Denoiser(self.trainee), optimizer)
         self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
 
     def _restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        if state["structure"] != outline(self.network):
+        if state["structure"] != self.trainee.outline():
             raise ConfigError(
                 f"The run {self.folder.path.name!r} was made with another structure or other layers; choose those again, or start anew."
             )
@@ -258,11 +233,11 @@ class _Run:
         alphas = self.alphas_cumprod[batch.timesteps]
         noisy = add_noise(batch.latents, batch.noise, alphas)
         with self.accelerator.autocast():
-            predicted, penalty = self.denoiser(noisy, batch, self.config.residual_penalty > 0)
+            predicted, penalty = self.denoiser(noisy, batch)
         kind = self.host.model.prediction_type
         weights = min_snr_weights(alphas, self.config.min_snr_gamma, kind)
         target = denoising_target(batch.latents, batch.noise, alphas, kind)
-        return denoising_loss(predicted, target, weights, self.config.loss) + self.config.residual_penalty * penalty
+        return denoising_loss(predicted, target, weights, self.config.loss) + self.trainee.penalty * penalty
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         loss = float(torch.stack(losses).mean())
@@ -289,37 +264,31 @@ class _Run:
         config, side = self.config, self.config.resolution or self.host.model.resolution
         self.network.eval()
         paths = []
-        for number, prompt in enumerate(self.batches.preview_prompts(), 1):
+        for number, prompt in enumerate(self.batches.preview_prompts()):
             request = GenerationRequest(
                 prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed,
                 literal=not config.preview_prompts.strip(),  # captions are; what a user writes for the host is in the host's syntax
             )
             try:
-                with torch.no_grad():
-                    picture = self.host.generate(request, self._before_preview_step)[0]
+                with torch.no_grad(), self.trainee.drawing(self.batches, number):
+                    picture = self.host.generate(request, lambda step, steps: self.trainee.before_step())[0]
             except Interrupted:  # the host says so in `report`, too; the run is stopped there
                 break
-            paths.append(self.folder.preview_path(self.step, number))
+            paths.append(self.folder.preview_path(self.step, number + 1))
             picture.save(paths[-1])
-        self.edit.strength = Strength()
         self.network.train()
         self.last_previews = tuple(paths)
         return Progress("preview", self.step, self.steps, message="\n".join(self.batches.preview_prompts()), pictures=self.last_previews)
-
-    def _before_preview_step(self, step: int, steps: int) -> None:
-        """A preview looks as the finished file will: its negative side is changed only if it was trained to be."""
-        self.edit.strength = Strength(1.0 if self.config.caption_dropout else [float(not row.uncond) for row in self.host.rows])
 
     def _checkpoint(self) -> Progress:
         """The network as a file, and all that is needed to go on from here."""
         self._refuse_damaged()
         self._describe()
-        path = self.folder.checkpoint_path(self.step)
-        save(self.network, path, overwrite=True)
+        (path,) = self.trainee.save(self.folder.checkpoint_path(self.step))
         self.folder.save_state(
             {
                 "step": self.step,
-                "structure": outline(self.network),
+                "structure": self.trainee.outline(),
                 "weights": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -333,13 +302,11 @@ class _Run:
         if self.trainer._cancel.is_set():
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
         self._checkpoint()
-        written = [self.target, self.target.with_suffix(".pt")] if self.config.also_pt else [self.target]
-        for path in written:
-            save(self.network, path, overwrite=True)
+        written = self.trainee.save(self.trainee.target)
         kind = "finished" if self.step >= self.steps else "stopped"
         return Progress(
             kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
-            pictures=self.last_previews, path=self.target,
+            pictures=self.last_previews, path=written[0],
         )
 
     def _refuse_damaged(self) -> None:
@@ -347,7 +314,7 @@ class _Run:
             raise TrainingFailed(f"The weights are not numbers at step {self.step}; nothing was saved over the last good checkpoint.")
 
     def _describe(self) -> None:
-        self.network.name, self.network.step = self.target.stem, self.step
+        self.network.name, self.network.step = self.config.name, self.step
         preview = self.last_previews[0] if self.last_previews else None
         self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview))
 
@@ -355,21 +322,15 @@ class _Run:
 class Denoiser(nn.Module):
     """The UNet's prediction as a function of the networks: one module, so that every process's gradients meet when there are several."""
 
-    def __init__(self, network: nn.Module, host: Host, edit: ResidualEdit) -> None:
+    def __init__(self, trainee: Trainee) -> None:
         super().__init__()
-        self.network = network
-        self.host, self.edit = host, edit
+        self.trainee, self.network = trainee, trainee.network
 
-    def forward(self, noisy: Tensor, batch: Batch, with_penalty: bool) -> tuple[Tensor, Tensor]:
-        """The prediction [b, c, h, w] and the mean of |f(x)|² / |x|² over all places where a network acts (0 where not asked)."""
-        ratios: list[Tensor] = []
-        if with_penalty:
-            self.edit.observe = lambda x, residual: ratios.append(residual.float().pow(2).mean() / x.float().pow(2).mean().clamp_min(1e-12))
-        try:
-            predicted = self.host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes)
-        finally:
-            self.edit.observe = None
-        return predicted, torch.stack(ratios).mean() if ratios else predicted.new_zeros((), dtype=torch.float32)
+    def forward(self, noisy: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The prediction [b, c, h, w] and the trainee's penalty (0 where it has none)."""
+        with self.trainee.acting(batch) as terms:
+            predicted = self.trainee.host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes)
+        return predicted, torch.stack(terms).mean() if terms else predicted.new_zeros((), dtype=torch.float32)
 
 
 class _Clock:

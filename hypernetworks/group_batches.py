@@ -1,0 +1,112 @@
+"""The batches of a generator's training: each sample with what its weights are to be generated for."""
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .batches import PREVIEWS, Batch, Batches
+from .conditions import Condition
+from .config import TrainingConfig
+from .dataset import Dataset, Picture
+from .groups import References, group_names, split_groups
+from .host import Host
+from .latents import LatentStore
+from .plan import random_for
+
+
+class GroupBatches(Batches):
+    """Batches of pictures in groups. A picture's condition is its caption, the number of its group, or another picture of the group: from
+    itself a generator would learn to copy. One kind per batch, drawn anew each time, so that each works alone.
+
+    A reference is cut square to the model's resolution, as it is at generation.
+    """
+
+    def __init__(
+        self, host: Host, config: TrainingConfig, dataset: Dataset, kinds: Sequence[str], tasks: Sequence[str],
+        processes: int = 1, process: int = 0,
+    ) -> None:
+        """`kinds` of conditions, and the names of the `tasks` in the order of their numbers."""
+        super().__init__(host, config, dataset, processes, process)
+        self.kinds, self.tasks = tuple(kinds), tuple(tasks)
+        self.reference_latents = LatentStore(host.folders.data / "latents", host, bucket_step=host.model.resolution)
+
+    def prepare(self) -> Iterator[tuple[int, int, str]]:
+        """As `Batches.prepare`, and the references."""
+        if "image" in self.kinds:
+            for done, total in self.reference_latents.prepare(self.dataset.pictures):
+                yield done, total, "Encoding references"
+            if self.reference_latents.skipped:
+                self.dataset = self.dataset.without(self.reference_latents.skipped)
+        yield from super().prepare()
+        self.training_references, self.held_out_references = References(self.training), References(self.held_out)
+        if self.held_out and group_names(self.held_out) == group_names(self.training):  # a single group
+            self.held_out_references = self.training_references
+
+    def at(self, step: int, micro_step: int) -> Batch:
+        """As `Batches.at`, with conditions."""
+        batch = super().at(step, micro_step)
+        seed, samples = self.config.seed, self._samples(step, micro_step)
+        kind = random_for(seed, step, micro_step, "kind of condition").choice(self.kinds)
+        pictures = [self.training[sample.picture] for sample in samples]
+        others = [self.training_references.of(p, seed, step, s.number) for p, s in zip(pictures, samples, strict=True)]
+        condition = self._condition(kind, pictures, others)
+        dropped = torch.tensor([self._drop(step, sample.number) < 2 * self.config.condition_dropout for sample in samples])
+        return dataclasses.replace(batch, condition=condition.drop(dropped))
+
+    def validation(self) -> list[Batch]:
+        """As `Batches.validation`, each with the same reference every time; of several kinds of conditions the richest."""
+        batches = super().validation()
+        kind = self._richest
+        conditions = [self._held_out_condition(kind, number, picture) for number, picture in enumerate(self.held_out[: len(batches)])]
+        return [
+            dataclasses.replace(batch, condition=condition.select([0] * len(batch.latents)))
+            for batch, condition in zip(batches, conditions, strict=True)
+        ]
+
+    def preview_conditions(self) -> list[Condition]:
+        """What previews are generated for, one row each: held-out pictures first, one of each group."""
+        first_of_group = {picture.group: picture for picture in reversed([*self.held_out, *self.training])}
+        return [self._condition(self._richest, [picture], [picture]) for picture in list(first_of_group.values())[::-1][:PREVIEWS]]
+
+    @property
+    def _richest(self) -> str:
+        """The kind of condition that says most of a group."""
+        return next(kind for kind in ("image", "task", "text") if kind in self.kinds)
+
+    def _split(self, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+        if self.kinds == ("task",):  # a task that was never trained has nothing to be generated from
+            return super()._split(pictures)
+        if "image" in self.kinds:  # some may have lost their only companion to a damaged file
+            members = Counter(picture.group for picture in pictures)
+            pictures = [picture for picture in pictures if members[picture.group] > 1]
+        return split_groups(pictures, self.config.validation_share, self.config.seed)
+
+    def _wanted_captions(self) -> list[str]:
+        conditions = map(self._validation_caption, self.dataset.pictures) if "text" in self.kinds else ()
+        return [*super()._wanted_captions(), "", *conditions]
+
+    def _caption(self, picture: Picture, step: int, number: int) -> str:
+        """Of the dropped conditions every second one takes the caption along."""
+        return "" if self._drop(step, number) < self.config.condition_dropout else super()._caption(picture, step, number)
+
+    def _drop(self, step: int, number: int) -> float:
+        return random_for(self.config.seed, step, number, "dropped condition").random()
+
+    def _held_out_condition(self, kind: str, number: int, picture: Picture) -> Condition:
+        return self._condition(kind, [picture], [self.held_out_references.of(picture, self.config.seed, 0, number)])
+
+    def _condition(self, kind: str, pictures: Sequence[Picture], others: Sequence[Picture]) -> Condition:
+        """One row per picture."""
+        if kind == "image":
+            return Condition(image=torch.stack([self.reference_latents.get(other)[0] for other in others]))
+        if kind == "task":
+            return Condition(task=torch.tensor([self.tasks.index(picture.group) for picture in pictures]))
+        return Condition(text=torch.cat([self._text(self._validation_caption(picture)) for picture in pictures]))
+
+    def _text(self, caption: str) -> Tensor:
+        """[1, width]: see `conditioning.condition_of_text`."""
+        return self.texts.conditioning([caption]).context.mean(1).float()

@@ -1,0 +1,261 @@
+"""The trainer with generators and with low-rank weights, on the embedded model: what is learned, kept, refused, and that the public sketch runs."""
+import shutil
+
+import pytest
+import torch
+
+import hypernetworks
+from hypernetworks.attention import LowRankEdit, attached
+from hypernetworks.config import TrainingConfig, read
+from hypernetworks.embedded import PICTURES, shapes
+from hypernetworks.embedded.make_pictures import make_pictures
+from hypernetworks.errors import ConfigError, ModelUnfit, NotBound
+from hypernetworks.generator_files import load_generator
+from hypernetworks.group_batches import GroupBatches
+from hypernetworks.groups import read_groups
+from hypernetworks.host import Conditioning, Folders
+from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.losses import add_noise
+from hypernetworks.low_rank import LowRankWeights
+from hypernetworks.trainer import HypernetworkTrainer
+
+SMALL = dict(embedding_dim=32, hidden_dim=48, basis_size=4, depth=1)
+QUICK = dict(
+    name="family", kind="generator", max_steps=3, batch_size=2, preview_every=0, validation_every=0, checkpoint_every=0, warmup_steps=0,
+    learning_rate="2e-3", validation_share=0.0, **SMALL,
+)
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory):
+    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def host(shared_host, tmp_path):
+    """The embedded model, loaded once, with folders of the test's own."""
+    shared_host.folders = Folders.below(tmp_path)
+    return shared_host
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory):
+    """Three folders of captioned pictures, each in a style of its own."""
+    folder = tmp_path_factory.mktemp("styles")
+    for name in ("striped", "sepia", "dotted"):
+        make_pictures(folder / "all" / name, shapes.STYLES[name])
+        for picture in sorted((folder / "all" / name).glob("*.png"))[4:]:
+            picture.unlink()
+    return folder / "all"
+
+
+def trainer(**changes):
+    return HypernetworkTrainer(config=QUICK | changes)
+
+
+def events(one, styles, host, **how):
+    return list(one.run(styles, host, **how))
+
+
+def losses(found):
+    return [event.loss for event in found if event.kind == "step"]
+
+
+def equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def prepared(host, styles, kinds, tasks=(), **changes):
+    batches = GroupBatches(host, read(TrainingConfig, QUICK | changes), read_groups(styles), kinds, tasks)
+    list(batches.prepare())
+    return batches
+
+
+def test_the_public_sketch_runs_as_it_is_written(host, styles):
+    hypernetwork = hypernetworks.Hypernetwork(target_layers=["attn1", "attn2"], embedding_dim=768, hidden_dim=1024)
+    with pytest.raises(NotBound):
+        hypernetwork.generate_weights(hypernetworks.generator.Condition.none())
+    config = {"learning_rate": 1e-4, "batch_size": 4, "max_epochs": 100, "target_layers": ["attn1", "attn2"]}
+    one = hypernetworks.HypernetworkTrainer(hypernetwork, config=config)
+    one.stop()  # after the first steps would do too; what counts is that it trains what it was given
+    found = list(one.run(styles, host))
+    assert found[-1].kind in ("cancelled", "stopped")
+    assert one.hypernetwork is hypernetwork
+
+
+def test_a_generator_learns_and_its_file_gives_the_same_weights(host, styles):
+    one = trainer(max_steps=30, batch_size=4, validation_every=30, validation_share=0.34, conditions="image")
+    found = events(one, styles, host)
+    before, after = [event.validation_loss for event in found if event.kind == "validation"]
+    assert after < 0.9 * before  # pictures of a style that was not trained on
+    kept = load_generator(found[-1].path)
+    assert equal(kept, one.hypernetwork) and kept.step == 30
+    assert kept.metadata["base_model_hash"] == host.model.hash and kept.metadata["dataset_size"] == "12"
+    assert "pictures" not in kept.metadata.get("settings", "").split('"dataset"')[-1]
+
+
+def test_every_parameter_of_the_generator_gets_a_gradient(host, styles):
+    network = hypernetworks.Hypernetwork(conditions=("text", "image", "task"), tasks=("dotted", "sepia", "striped"), **SMALL)
+    one = HypernetworkTrainer(network, {**QUICK, "max_steps": 1, "condition_dropout": 0.2})
+    events(one, styles, host)
+    for pair in network.decoder.parameters():
+        pair.data.add_(0.01)  # B is zero at first, and with it the gradient of what comes before
+    reached = set()
+    for kind in network.structure.conditions:
+        batches = prepared(host, styles, (kind,), network.structure.tasks, batch_size=6, condition_dropout=0.2)
+        network.zero_grad()
+        network.requires_grad_(True)
+        batch = batches.at(1, 0)
+        edit = LowRankEdit(network(batch.condition))
+        noisy = add_noise(batch.latents, batch.noise, host.alphas_cumprod[batch.timesteps])
+        with host.training(), attached(host.unet, [edit]):
+            host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes).square().mean().backward()
+        reached |= {name for name, value in network.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
+    assert reached == {name for name, _ in network.named_parameters()}
+
+
+def test_checkpointed_gradients_are_the_plain_ones(host, styles):
+    network = hypernetworks.Hypernetwork(conditions=("image",), **SMALL).bind(host.unet)
+    for value in network.decoder.parameters():
+        value.data.add_(0.01)
+    batch = prepared(host, styles, ("image",)).at(1, 0)
+    noisy = add_noise(batch.latents, batch.noise, host.alphas_cumprod[batch.timesteps])
+    found = []
+    for checkpointing in (False, True):
+        network.zero_grad()
+        edit = LowRankEdit(network(batch.condition))
+        with host.training(checkpointing), attached(host.unet, [edit]):
+            host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes).square().mean().backward()
+        found.append([value.grad.clone() for value in network.parameters() if value.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-9)
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(host, styles):
+    whole = trainer(name="whole", max_steps=6)
+    all_losses = losses(events(whole, styles, host))
+    first = trainer(name="halves", max_steps=6, checkpoint_every=3)
+    for event in (run := first.run(styles, host)):
+        if event.kind == "checkpoint":
+            break
+    run.close()
+    second = trainer(name="halves", max_steps=6, checkpoint_every=3)
+    rest = losses(events(second, styles, host, resume=True))
+    assert rest == all_losses[3:] and equal(second.hypernetwork, whole.hypernetwork)
+
+
+def test_a_reference_is_never_the_picture_itself_and_is_of_its_style(host, styles):
+    batches = prepared(host, styles, ("image",), batch_size=4)
+    latents = {picture.path: batches.reference_latents.get(picture)[0] for picture in batches.training}
+    for step in range(1, 6):
+        batch = batches.at(step, 0)
+        for sample, reference in zip(batches._samples(step, 0), batch.condition.image, strict=True):
+            picture = batches.training[sample.picture]
+            shown = [path for path, latent in latents.items() if torch.equal(latent, reference)]
+            assert len(shown) == 1 and shown[0] != picture.path and shown[0].parent == picture.path.parent
+
+
+def test_conditions_at_training_are_those_at_generation(host, styles):
+    from PIL import Image
+
+    from hypernetworks.conditioning import condition_of_picture, condition_of_text
+
+    batches = prepared(host, styles, ("text",), batch_size=2, condition_dropout=0.0)
+    batch = batches.at(1, 0)
+    captions = [batches.training[sample.picture].caption for sample in batches._samples(1, 0)]
+    expected = torch.cat([condition_of_text(host, caption).text for caption in captions])
+    torch.testing.assert_close(batch.condition.text, expected, rtol=1e-5, atol=1e-5)
+    images = prepared(host, styles, ("image",))
+    picture = images.training[0]
+    stored = images.reference_latents.get(picture)[0]
+    torch.testing.assert_close(stored, condition_of_picture(host, Image.open(picture.path)).image[0], rtol=1e-4, atol=1e-4)
+
+
+def test_conditions_and_captions_are_dropped_as_often_as_asked(host, styles):
+    batches = prepared(host, styles, ("task",), ("dotted", "sepia", "striped"), batch_size=8, condition_dropout=0.2, caption_dropout=0.0)
+    empty = host.encode_prompts([""]).context[0]
+    dropped = both = total = 0
+    for step in range(1, 26):
+        batch = batches.at(step, 0)
+        without = [torch.equal(row, empty) for row in batch.conditioning.context]
+        both += sum(without)
+        dropped += int(batch.condition.dropped.sum())
+        assert all(flag for flag, bare in zip(batch.condition.dropped, without, strict=True) if bare)
+        total += len(without)
+    assert 0.3 < dropped / total < 0.5 and 0.12 < both / total < 0.28  # 0.4 and 0.2 of 200
+
+
+def test_tasks_are_the_folders(host, styles):
+    one = trainer(conditions="task", max_steps=1)
+    events(one, styles, host)
+    assert one.hypernetwork.structure.tasks == ("dotted", "sepia", "striped")
+    again = HypernetworkTrainer(
+        hypernetworks.Hypernetwork(conditions=("task",), tasks=("striped",), **SMALL), {**QUICK, "name": "other"}
+    )
+    with pytest.raises(ConfigError, match="dotted"):
+        events(again, styles, host)
+
+
+def test_previews_are_drawn_for_references(host, styles):
+    found = events(trainer(preview_every=3, preview_steps=2, conditions="image"), styles, host)
+    previews = [event for event in found if event.kind == "preview"]
+    assert len(previews) == 2 and all(path.exists() for path in previews[-1].pictures)
+
+
+def test_what_cannot_be_is_refused(host, styles, tmp_path):
+    with pytest.raises(ConfigError, match="rank"):
+        events(trainer(rank=64), styles, host)
+    with pytest.raises(ConfigError, match="pt"):
+        events(trainer(also_pt=True, per_layer=False), styles, host)
+    with pytest.raises(ConfigError, match="Linear"):
+        HypernetworkTrainer(torch.nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="conditions"):
+        trainer(conditions="smell")
+
+
+def test_a_generator_of_another_model_is_not_trained_on(host, styles):
+    from tiny_models import make_unet
+
+    network = hypernetworks.Hypernetwork(conditions=("image",), **SMALL).bind(make_unet("sd2", 64))
+    with pytest.raises(ModelUnfit):
+        events(HypernetworkTrainer(network, QUICK), styles, host)
+
+
+def test_low_rank_weights_are_an_ordinary_lora(host):
+    weights = LowRankWeights.new(host.unet, rank=2, seed=3)
+    conditioning = Conditioning(torch.randn(2, 77, 128))
+    noisy, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([10, 700])
+    with torch.no_grad():
+        bare = host.predict(noisy, timesteps, conditioning, [])
+        with attached(host.unet, [LowRankEdit(weights.weights())]):
+            assert torch.equal(host.predict(noisy, timesteps, conditioning, []), bare)  # B is zero
+    one = HypernetworkTrainer(weights, {"name": "lora", "max_steps": 20, "batch_size": 4, "learning_rate": "3e-3", "warmup_steps": 0,
+                                        "preview_every": 0, "validation_every": 20, "checkpoint_every": 0})
+    found = list(one.run(PICTURES / "striped", host))
+    before, after = [event.validation_loss for event in found if event.kind == "validation"]
+    assert after < before
+    from safetensors.torch import load_file
+
+    stored = load_file(found[-1].path)
+    assert len(stored) == 3 * len(weights.names)
+    name = weights.names[0]
+    down, up = (stored[f"lora_unet_{name.replace('.', '_')}.lora_{part}.weight"].float() for part in ("down", "up"))
+    trained_down, trained_up = weights.weights()[name]
+    torch.testing.assert_close(up @ down, (trained_up @ trained_down)[0], rtol=5e-3, atol=1e-4)
+
+
+def test_low_rank_weights_of_several_conditions_are_refused():
+    with pytest.raises(ConfigError, match="one condition"):
+        LowRankWeights({"layer": (torch.zeros(2, 4, 8), torch.zeros(2, 8, 4))})
+
+
+def test_a_damaged_companion_takes_a_picture_out_of_the_references(host, styles, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(styles, folder)
+    kept, *others = sorted((folder / "sepia").glob("*.png"))
+    for path in others:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    batches = prepared(host, folder, ("image",))
+    assert {picture.group for picture in batches.training} == {"dotted", "striped"}
