@@ -117,6 +117,11 @@ class Folders:
         """One folder per set of pictures that was dropped in."""
         return self.data / "pictures"
 
+    @property
+    def references(self) -> Path:
+        """Reference pictures for generators."""
+        return self.data / "references"
+
 
 class Host(Protocol):
     """What a host must offer. Implementations: `hosts/diffusers.py` (standalone), `hosts/a1111.py`, `hosts/forge.py`."""
