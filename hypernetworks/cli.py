@@ -196,14 +196,19 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    from .files import describe, short_hash
+    from .files import FileFacts, short_hash
+    from .library import facts_of
 
-    facts = describe(parsed.file)
-    kind = "one pair per attention layer" if facts.per_layer else "one pair per width"
+    facts = facts_of(parsed.file)
     structure = {name: value for name, value in vars(facts.structure).items() if value not in (False, ())}
+    if isinstance(facts, FileFacts):
+        kind = "one pair per attention layer" if facts.per_layer else "one pair per width"
+        about = {"pairs": f"{len(facts.keys)}, {kind}", "for": ", ".join(map(str, facts.keys))}
+    else:
+        about = {"kind": facts.kind, "makes weights for": f"{len(facts.layers)} projections"}
     lines = {
-        "name": facts.name, "hash": short_hash(parsed.file), "size": f"{facts.size / 1e6:.2f} MB", "pairs": f"{len(facts.keys)}, {kind}",
-        "for": ", ".join(map(str, facts.keys)), **structure, "steps": facts.step, "description": facts.description, **facts.metadata,
+        "name": facts.name, "hash": short_hash(parsed.file), "size": f"{facts.size / 1e6:.2f} MB", **about, **structure,
+        "steps": facts.step, "description": facts.description, **facts.metadata,
     }
     for label, value in lines.items():
         if value not in ("", None) and label != "preview":
@@ -211,7 +216,7 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(f"{member:g}" for member in value) if isinstance(value, tuple) else str(value)
+    return ", ".join(member if isinstance(member, str) else f"{member:g}" for member in value) if isinstance(value, tuple) else str(value)
 
 
 def _add_convert(commands: Any) -> None:

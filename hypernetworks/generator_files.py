@@ -16,7 +16,7 @@ import torch
 from . import legacy
 from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
-from .files import FORMAT, VERSION, check_name, write_atomically
+from .files import FORMAT, VERSION, check_name, preview_of, write_atomically
 from .generator import Hypernetwork, HypernetworkStructure
 
 KIND = "generator"
@@ -35,6 +35,12 @@ class GeneratorFacts:
     step: int
     metadata: Mapping[str, str]
     size: int  # bytes
+    kind: str = KIND
+
+    @property
+    def preview(self) -> bytes | None:
+        """The preview as a JPEG file's bytes."""
+        return preview_of(self.metadata)
 
 
 def save_generator(
