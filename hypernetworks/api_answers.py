@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .config import plain
 
 if TYPE_CHECKING:
+    from .exporting import Exported
     from .files import FileFacts
     from .jobs import Job
+    from .prompt import ActiveNetwork
 
 PREVIEWS = 100  # the newest that are listed; older ones can still be asked for by their index
 
@@ -42,6 +44,22 @@ def network(path: Path) -> dict[str, Any]:
 
 def _residual(facts: FileFacts) -> dict[str, Any]:
     return {"per_layer": facts.per_layer, "widths": {str(key): width for key, width in facts.widths.items()}}
+
+
+def exported(made: Exported, active: ActiveNetwork) -> dict[str, Any]:
+    """The LoRA file that was written, and the tag that does the same while pictures are drawn."""
+    from .prompt import tag
+
+    return {
+        "file": made.path.name,
+        "hash": made.hash,
+        "size": made.path.stat().st_size,
+        "rank": made.rank,
+        "projections": made.projections,
+        "tag": made.tag,
+        "made_of": tag(active),
+        "notes": list(made.notes),
+    }
 
 
 def summary(job: Job, sentence: Callable[[str], str]) -> dict[str, Any]:

@@ -199,3 +199,22 @@ class TrainingConfig:
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is to be exported as a LoRA file. Read it with `read(ExportConfig, values)`, which checks every value."""
+
+    generator: str = option(
+        "", "Generator", "Its name, or a whole tag such as <hypernet:maker:0.8:task=ink>, which says the conditions and strengths too.")
+    name: str = option("", "File name", "The content's hash is added to it. Empty: the generator's name.")
+    text: str = option("", "Text", "Makes the weights for this text.")
+    reference: str = option("", "Reference picture", "Makes the weights for what this picture looks like.")
+    task: str = option("", "Task", "Makes the weights for one of the generator's tasks.")
+    text2: str = option("", "Second text", "Mixes in the weights for this text.")
+    reference2: str = option("", "Second picture", "Mixes in the weights for this picture.")
+    task2: str = option("", "Second task", "Mixes in the weights for this task.")
+    blend: float = option(0.5, "Blend", "The second condition's share of the mixture.", minimum=0, maximum=1)
+    strength: float = option(1.0, "Strength", "How strongly the file acts at its full weight.", minimum=-100, maximum=100)
+    snapshot: bool = option(
+        False, "Snapshot", "Export a tag that acts at some steps only, or not on the negative prompt, as a file that always acts.")
