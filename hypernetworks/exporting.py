@@ -90,7 +90,10 @@ def make(host: Host, catalog: Catalog, active: ActiveNetwork, *, snapshot: bool 
             raise ConfigError(f"{' '.join(notes)} Leave that out, or export a snapshot, in which it is left out.")
     recipe = _recipe(active)
     hypernetwork.bind(host.unet)  # checks that it is for the loaded model
-    weights = GeneratedWeights().get(hypernetwork, recipe, Conditions(host))
+    try:
+        weights = GeneratedWeights().get(hypernetwork, recipe, Conditions(host))
+    except ConfigError as error:
+        raise ConfigError(f"The generator {active.name!r} cannot be exported. {error}") from error
     strength = Strength(active.strength, active.k, active.v, active.input, active.middle, active.output)
     about = {
         "ss_training_comment": f"Made by the hypernetwork {active.name} for {_said(recipe)}.",  # shown by web UIs, as is the next
@@ -110,7 +113,7 @@ def write(host: Host, made: Made, name: str) -> Exported:
 
 def _network(generator: str) -> ActiveNetwork:
     """By its name, or by a tag."""
-    if not generator.lstrip().startswith("<"):
+    if "<" not in generator:  # no name has it
         if not generator.strip():
             raise ConfigError("Say which generator: its name, or a tag.")
         return ActiveNetwork(generator)
@@ -148,4 +151,4 @@ def _recipe(active: ActiveNetwork) -> Recipe:
 
 def _said(recipe: Recipe) -> str:
     words = [SAID[source.kind].format(source.value) for source in (recipe.first, recipe.second) if source is not None]
-    return words[0] if recipe.second is None else f"{1 - recipe.share:.0%} {words[0]} and {recipe.share:.0%} {words[1]}"
+    return words[0] if recipe.second is None else f"{1 - recipe.share:.0%} of {words[0]} and {recipe.share:.0%} of {words[1]}"
