@@ -12,8 +12,7 @@ from pathlib import Path
 from .errors import HypernetworkError
 from .files import SUFFIXES, FileFacts, describe, load
 from .generator import Hypernetwork
-from .generator_files import KIND, GeneratorFacts, describe_generator, load_generator
-from .headers import read_metadata
+from .generator_files import GeneratorFacts, describe_generator, is_generator, load_generator
 from .residual import ResidualHypernetwork
 
 
@@ -61,7 +60,7 @@ class Catalog:
         with self._lock:
             key = (path, *_stamp(path, name))
             if key not in self._networks:
-                self._networks[key] = load_generator(path) if _is_generator(path) else load(path)
+                self._networks[key] = load_generator(path) if is_generator(path) else load(path)
             self._networks.move_to_end(key)
             while len(self._networks) > self._most_loaded:
                 self._networks.popitem(last=False)
@@ -75,7 +74,7 @@ class Catalog:
         """What the generator of that name says about itself; None where there is none, or the network is of the other kind."""
         try:
             path = self.path(name)
-            return describe_generator(path) if _is_generator(path) else None
+            return describe_generator(path) if is_generator(path) else None
         except HypernetworkError:
             return None
 
@@ -89,13 +88,6 @@ class Catalog:
         if self._listing is None:
             self._listing = _list(self.folder)
         return self._listing
-
-
-def _is_generator(path: Path) -> bool:
-    try:
-        return path.suffix.lower() == ".safetensors" and (read_metadata(path) or {}).get("kind") == KIND
-    except OSError:
-        return False
 
 
 def _stamp(path: Path, name: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
 from .files import FORMAT, VERSION, check_name, preview_of, write_atomically
 from .generator import Hypernetwork, HypernetworkStructure
+from .headers import read_metadata
 
 KIND = "generator"
 _OWN_METADATA = ("format", "format_version", "kind", "architecture", "layers", "name", "description", "step")
@@ -96,6 +97,14 @@ def load_generator(path: str | Path) -> Hypernetwork:
         state = {name: weight.to(torch.float32, copy=True).contiguous() for name, weight in state.items()}
         hypernetwork.load_state_dict(state, assign=True)
     return hypernetwork.eval()
+
+
+def is_generator(path: str | Path) -> bool:
+    """Whether the file says that it is a generator's; nothing else of it is looked at."""
+    try:
+        return Path(path).suffix.lower() == ".safetensors" and (read_metadata(path) or {}).get("kind") == KIND
+    except OSError:
+        return False
 
 
 def describe_generator(path: str | Path) -> GeneratorFacts:

@@ -23,7 +23,7 @@ from .checkpoint import Row, RunFolder
 from .errors import ConfigError, FileRefused, HypernetworkError, NameTaken
 from .files import FORMAT, SUFFIXES, VERSION, FileFacts, check_name, describe, load, save, short_hash
 from .generator_files import KIND as GENERATOR
-from .generator_files import GeneratorFacts, describe_generator
+from .generator_files import GeneratorFacts, describe_generator, is_generator
 from .headers import change_metadata, read_metadata
 from .host import Folders
 from .residual import ResidualHypernetwork
@@ -287,7 +287,7 @@ def _makes(target_layers: Iterable[str], rank: int) -> str:
 
 def _refuse_generator(name: str, path: Path, what: str) -> None:
     """Raises `ConfigError` for what can only be done with a residual hypernetwork."""
-    if path.suffix.lower() == ".safetensors" and _is_generator(path):
+    if is_generator(path):
         raise ConfigError(f"{name} is a generator and cannot {what}; the weights that it makes can be exported as a LoRA file.")
 
 
@@ -317,16 +317,9 @@ def facts_of(path: Path) -> Facts:
     try:
         return describe(path)
     except FileRefused:
-        if path.suffix.lower() == ".safetensors" and _is_generator(path):
+        if is_generator(path):
             return describe_generator(path)
         raise
-
-
-def _is_generator(path: Path) -> bool:
-    try:
-        return (read_metadata(path) or {}).get("kind") == GENERATOR
-    except OSError:
-        return False
 
 
 def _notes(path: Path, facts: Facts | None) -> str:
