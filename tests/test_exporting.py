@@ -1,7 +1,7 @@
 """Exporting what a generator makes: the file does what the generator does at run time, says what it was made of, and is refused where it could not."""
 
 import pytest
-import torch
+from models import generator
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -14,7 +14,6 @@ from hypernetworks.config import ExportConfig, read
 from hypernetworks.errors import ConfigError, HypernetworkError, ModelUnfit, NameRefused, NotThere
 from hypernetworks.exporting import asked, export
 from hypernetworks.files import save, short_hash
-from hypernetworks.generator import Hypernetwork
 from hypernetworks.generator_files import save_generator
 from hypernetworks.host import Folders
 from hypernetworks.hosts.diffusers import DiffusersHost
@@ -25,17 +24,6 @@ from hypernetworks.residual import ResidualHypernetwork
 from hypernetworks.session import Session
 
 TEXT, OTHER, TASK = ConditionSource("text", "a red star"), ConditionSource("text", "a blue ring"), ConditionSource("task", "etching")
-
-
-def generator(unet, seed=1, **options):
-    """One whose weights do something: B is not zero, as if it had been trained."""
-    small = dict(embedding_dim=16, hidden_dim=16, rank=2, basis_size=3, tasks=("etching", "fresco"))
-    made = Hypernetwork(seed=seed, **small | options).bind(unet)
-    torch.manual_seed(seed)
-    for name, weight in made.decoder.named_parameters():
-        if name.endswith("up"):
-            weight.data.normal_(0, 0.1)
-    return made
 
 
 class Shop:
