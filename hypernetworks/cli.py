@@ -1,7 +1,8 @@
-"""The command line: `hypernetworks demo | train | generate | inspect | convert | ui`."""
+"""The command line: `hypernetworks demo | train | generate | export | refine | inspect | convert | ui`."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import Option, TrainingConfig, options, read
+from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
 from .errors import ConfigError, HypernetworkError
 from .host import Folders
 
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_generate, _add_inspect, _add_convert, _add_ui):
+    for add in (_add_demo, _add_train, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
         add(commands)
     return parser
 
@@ -188,6 +189,57 @@ def _free(folder: Path, stem: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}.png"
     return path
+
+
+def _add_export(commands: Any) -> None:
+    _export_command(commands, "export", _export, ExportConfig, "Write what a generator makes for a condition as an ordinary LoRA file.")
+
+
+def _add_refine(commands: Any) -> None:
+    _export_command(commands, "refine", _refine, RefineConfig, "Train what a generator makes for up to 40 steps, then write it as a LoRA file.")
+
+
+def _export_command(commands: Any, name: str, run: Any, config: type, help: str) -> None:
+    parser, known = _command(commands, name, run, help), options(config)
+    generator = known.pop("generator")
+    parser.add_argument(generator.name, help=generator.help)
+    for option in known.values():
+        _add_option(parser, option)
+
+
+def _export_config(parsed: argparse.Namespace, config: type, host: Any) -> Any:
+    """What the flags ask for, each reference picture kept and called by its hash."""
+    from .prompt import REFERENCE
+    from .references import References
+
+    asked = read(config, {name: getattr(parsed, name) for name in options(config) if hasattr(parsed, name)})
+    pictures = {name: picture for name in ("reference", "reference2") if (picture := getattr(asked, name)) and not REFERENCE.fullmatch(picture)}
+    references = References(host.folders.references)
+    return dataclasses.replace(asked, **{name: references.keep(Path(picture)) for name, picture in pictures.items()})
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from .catalog import Catalog
+    from .exporting import asked, export
+
+    host = _host(parsed)
+    config = _export_config(parsed, ExportConfig, host)
+    with host.exclusive():
+        made = export(host, Catalog(host.folders.networks), asked(config), config.name, snapshot=config.snapshot)
+    for note in made.notes:
+        print(note, file=sys.stderr)
+    print(made.path)
+
+
+def _refine(parsed: argparse.Namespace) -> None:
+    from .catalog import Catalog
+    from .progress_bar import show
+    from .refining import Refiner
+
+    host = _host(parsed)
+    refiner = Refiner(_export_config(parsed, RefineConfig, host), Catalog(host.folders.networks))
+    with host.exclusive():
+        show(refiner, refiner.run(host=host))
 
 
 def _add_inspect(commands: Any) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the routes need FastAPI, which comes with gradio")
 
-from models import generator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from models import generator
 from PIL import Image
 from rest_service import JSON, Service, encoded
 from safetensors.torch import load_file
