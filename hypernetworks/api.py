@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
 from .api_bodies import configuration, option_schema, schema, split, text_of
-from .config import ExportConfig, TrainingConfig, options
+from .config import ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 from .presets import PRESETS, preset
 
@@ -62,6 +62,7 @@ def router(parts: ApiParts) -> APIRouter:
     routes.post("/create", api.create, schema(OPTIONS, OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
     routes.post("/convert", api.convert, schema(OPTIONS, (), name=(str, ""), format=(str, "pt"), overwrite=(bool, False)))
     routes.post("/export", api.export, schema(options(ExportConfig)), LARGEST_REFERENCE)
+    routes.post("/refine", api.refine, schema(options(RefineConfig)), LARGEST_REFERENCE)
     routes.post("/references", api.keep_reference, schema({}, reference=(str, "")), LARGEST_REFERENCE)
     routes.post("/train", api.train, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
     routes.post("/jobs/{number}/stop", api.stop)
@@ -157,6 +158,15 @@ class Api:
         with self._model():
             return api_answers.exported(export(self.host, self.catalog, active, config.name, snapshot=config.snapshot), active)
 
+    def refine(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Trains what a generator makes on pictures for at most 40 steps, in the background, and writes it as a LoRA file; gives the job."""
+        from .refining import Refiner
+
+        config = self._export_config(RefineConfig, split(body)[0])
+        folder = self._pictures(config.dataset)
+        refiner = Refiner(dataclasses.replace(config, dataset=str(folder)), self.catalog)
+        return self._told(self.jobs.start(refiner.config, trainer=refiner))
+
     def keep_reference(self, body: dict[str, Any]) -> dict[str, Any]:
         """Keeps a picture, in base64, by whose hash prompts and other requests can then name it."""
         if unknown := sorted(set(body) - {"reference"}):
@@ -249,12 +259,15 @@ class Api:
         from .files import check_name
 
         check_name(config.name)
-        if not config.dataset:
-            raise ConfigError("Say which pictures to train on: dataset is the name of a folder that was sent.")
-        folder = client_folder(config.dataset, self.host.folders, self.client_paths())
+        folder = self._pictures(config.dataset)
         if not (resume or overwrite):
             self._check_free(config.name)
         return self.jobs.start(dataclasses.replace(config, dataset=str(folder)), resume=resume, overwrite=overwrite)
+
+    def _pictures(self, dataset: str) -> Path:
+        if not dataset:
+            raise ConfigError("Say which pictures to train on: dataset is the name of a folder that was sent.")
+        return client_folder(dataset, self.host.folders, self.client_paths())
 
     def _create(self, config: TrainingConfig, overwrite: bool) -> Path:
         from .checkpoint import RunFolder

@@ -214,6 +214,8 @@ def _export_config(parsed: argparse.Namespace, config: type, host: Any) -> Any:
 
     asked = read(config, {name: getattr(parsed, name) for name in options(config) if hasattr(parsed, name)})
     pictures = {name: picture for name in ("reference", "reference2") if (picture := getattr(asked, name)) and not REFERENCE.fullmatch(picture)}
+    if missing := [picture for picture in pictures.values() if not Path(picture).is_file()]:
+        raise ConfigError(f"There is no picture {missing[0]}.")
     references = References(host.folders.references)
     return dataclasses.replace(asked, **{name: references.keep(Path(picture)) for name, picture in pictures.items()})
 

@@ -163,3 +163,32 @@ def test_the_schema_is_that_of_the_options(service):
         "type": "number", "minimum": 0, "maximum": 1, "title": "Blend", "description": options(ExportConfig)["blend"].help, "default": 0.5,
     }  # fmt: skip
     json.dumps(schema)
+
+
+# Refining
+
+
+def test_a_refined_file_is_a_job_of_its_own(service):
+    dataset = service.upload().json()["dataset"]
+    started = service.post("/refine", {"generator": "maker", "name": "fox", "reference": SENT, "dataset": dataset, "max_steps": 3, "batch_size": 1})
+    assert started.status_code == 200 and (started.json()["name"], started.json()["steps"]) == ("fox refined", 3), started.text
+    assert service.jobs.current.wait(120)
+    job = service.get("/jobs/1").json()
+    assert (job["state"], job["step"], job["error"]) == ("finished", 3, None) and len(job["curve"]) == 3
+    assert files(service.folders.loras) == [job["file"]] and job["file"].startswith("fox refined-")
+    assert [one["name"] for one in service.get("/networks").json()] == ["maker", "residual"]
+
+
+@pytest.mark.parametrize("body, status, words", [
+    ({}, 422, "which pictures"),
+    ({"dataset": "/etc"}, 403, "send the pictures first"),
+    ({"max_steps": 41}, 422, "from 1 to 40"),
+    ({"rank": 3}, 422, "rank"),
+    ({"generator": "makr"}, 404, "Did you mean maker"),
+    ({"dataset": "striped", "name": "../a"}, 422, "contains /"),
+])  # fmt: skip
+def test_what_cannot_be_refined_is_refused_with_a_sentence(service, body, status, words):
+    service.upload()
+    answer = service.post("/refine", {"generator": "maker", "task": "etching", **body})
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+    assert service.jobs.current is None

@@ -77,6 +77,17 @@ def test_what_cannot_be_exported_is_one_sentence(box, values, sentence):
     ("/etc", 40, "send the pictures first"), ("", 40, "send the pictures first"), ("striped", 41, "from 1 to 40"), ("striped", 0, "from 1 to 40"),
 ])  # fmt: skip
 def test_what_cannot_be_refined_is_one_sentence(box, dataset, steps, sentence):
-    pytest.importorskip("hypernetworks.low_rank")
     (html,) = box.refine(dataset, steps, "maker", "", 1, *chosen(NOTHING))
     assert 'role="alert"' in html and sentence in words(html) and box.jobs.current is None
+
+
+def test_refining_tells_how_far_it_is_and_then_where_the_file_is(box):
+    *while_running, last = box.refine("striped", 4, "maker", "fox", 0.8, *chosen([TASK, "", "", "etching"]))
+    (path,) = box.host.folders.loras.glob("fox refined-*")
+    assert box.jobs.current.path == path and f"{path.stem} is ready" in words(last)
+    assert all("Refining:" in words(html) for html in while_running)
+
+
+def test_what_goes_wrong_in_the_run_is_told(box):
+    html = list(box.refine("striped", 4, "maker", "", 1, *chosen([TASK, "", "", "fresko"])))[-1]
+    assert 'role="alert"' in html and "it knows etching, fresco" in words(html)

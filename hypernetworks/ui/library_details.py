@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import TrainingConfig, options
@@ -86,7 +86,7 @@ def _generator_rows(details: Details, facts: GeneratorFacts) -> dict[str, str]:
     about = facts.structure
     return {
         "Kind": f"generator of low-rank weights, rank {about.rank}",
-        "Makes them from": " or ".join(CONDITIONS[kind] for kind in about.conditions),
+        "Makes them from": _either([CONDITIONS[kind] for kind in about.conditions]),
         "Tasks": escape(shortened(", ".join(about.tasks), LONGEST)),
         "For": f"{plural(len(facts.layers), 'projection')} ({', '.join(about.projections)} of {', '.join(about.target_layers)})",
         "Structure": f"decoder {about.decoder} · latents of {about.embedding_dim:,} · hidden layers of {about.hidden_dim:,}",
@@ -94,6 +94,10 @@ def _generator_rows(details: Details, facts: GeneratorFacts) -> dict[str, str]:
         "In the prompt": _tag(details.entry.name),
         "Who can use it": escape(GENERATOR),
     }
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _structure(facts: FileFacts) -> str:
