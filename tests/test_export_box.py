@@ -21,6 +21,7 @@ from hypernetworks.prompt import ActiveNetwork, ConditionSource
 from hypernetworks.references import References
 from hypernetworks.ui.condition_inputs import REFERENCE, TASK, TEXT
 from hypernetworks.ui.library_tab import LibraryTab
+from hypernetworks.ui.train_tab import TrainTab
 
 NOTHING = [TEXT, "", "", ""]
 
@@ -91,3 +92,10 @@ def test_refining_tells_how_far_it_is_and_then_where_the_file_is(box):
 def test_what_goes_wrong_in_the_run_is_told(box):
     html = list(box.refine("striped", 4, "maker", "", 1, *chosen([TASK, "", "", "fresko"])))[-1]
     assert 'role="alert"' in html and "it knows etching, fresco" in words(html)
+
+
+def test_the_training_tab_shows_a_refined_file_as_what_it_is(box):
+    list(box.refine("striped", 2, "maker", "bear", 1, *chosen([TASK, "", "", "etching"])))
+    with gr.Blocks(analytics_enabled=False):
+        shown = TrainTab(box.host, box.jobs)._result(box.jobs.current, running=False)
+    assert "<lora:bear refined-" in words(shown[0]) and not shown[1]["visible"]
