@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
-from .config import Option, TrainingConfig, options, read
+from .api_bodies import configuration, option_schema, schema, split, text_of
+from .config import ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 from .presets import PRESETS, preset
 
@@ -47,7 +48,7 @@ class ApiParts:
 
 def router(parts: ApiParts) -> APIRouter:
     """Our own routes, all below `PREFIX`."""
-    from .received import LARGEST
+    from .received import LARGEST, LARGEST_REFERENCE
     from .rest import Routes
 
     api = Api(parts)
@@ -58,9 +59,12 @@ def router(parts: ApiParts) -> APIRouter:
         "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
     }.items():  # fmt: skip
         routes.get(path, handler)
-    routes.post("/create", api.create, _schema(OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
-    routes.post("/convert", api.convert, _schema((), name=(str, ""), format=(str, "pt"), overwrite=(bool, False)))
-    routes.post("/train", api.train, _schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
+    routes.post("/create", api.create, schema(OPTIONS, OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
+    routes.post("/convert", api.convert, schema(OPTIONS, (), name=(str, ""), format=(str, "pt"), overwrite=(bool, False)))
+    routes.post("/export", api.export, schema(options(ExportConfig)), LARGEST_REFERENCE)
+    routes.post("/refine", api.refine, schema(options(RefineConfig)), LARGEST_REFERENCE)
+    routes.post("/references", api.keep_reference, schema({}, reference=(str, "")), LARGEST_REFERENCE)
+    routes.post("/train", api.train, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
     routes.post("/jobs/{number}/stop", api.stop)
     routes.post("/jobs/{number}/cancel", api.cancel)
     routes.upload("/pictures", api.receive, LARGEST, api.data_folder)
@@ -94,7 +98,7 @@ class Api:
         if self.client_paths():
             return text
         folders = self.host.folders
-        for folder in (self.catalog.folder, folders.networks, folders.pictures, folders.runs, folders.data):
+        for folder in (self.catalog.folder, folders.networks, folders.loras, folders.pictures, folders.runs, folders.data):
             text = text.replace(f"{folder}/", "").replace(f"{folder}\\", "").replace(str(folder), folder.name)
         return ELSEWHERE.sub("", text)
 
@@ -104,7 +108,7 @@ class Api:
 
     def options(self) -> dict[str, Any]:
         """The options of training by name, as JSON schema, each with the group it belongs to."""
-        return {name: _option_schema(option) | {"group": option.group} for name, option in OPTIONS.items()}
+        return {name: option_schema(option) | {"group": option.group} for name, option in OPTIONS.items()}
 
     def presets(self) -> dict[str, Any]:
         """Named sets of options: what each is for, and what it sets."""
@@ -122,10 +126,10 @@ class Api:
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
         """Makes an untrained network for the loaded model. Takes the options of the group Network and `seed`, `preset`, `overwrite`."""
-        values, flags = _split(body, "overwrite")
+        values, flags = split(body, "overwrite")
         if other := [name for name in values if name in OPTIONS and name not in OF_A_NETWORK]:
             raise ConfigError(f"{other[0]} says nothing about an untrained network; it takes {', '.join(OF_A_NETWORK)}.")
-        config = _read(values)
+        config = _training(values)
         self._create(config, flags["overwrite"])
         return self.network(config.name)
 
@@ -133,10 +137,10 @@ class Api:
         """Writes the network called `name` as `format`, pt or safetensors, beside its file; `overwrite` allows to replace one there."""
         from .files import load, save
 
-        values, flags = _split(body, "overwrite")
+        values, flags = split(body, "overwrite")
         if unknown := sorted(set(values) - {"name", "format"}):
             raise ConfigError(f"There is no argument {unknown[0]!r}; there are name, format and overwrite.")
-        path, kind = self._path(_text(values, "name")), _text(values, "format", "pt")
+        path, kind = self._path(text_of(values, "name")), text_of(values, "format", "pt")
         if kind not in ("pt", "safetensors"):
             raise ConfigError(f"format cannot be {kind!r}: it takes pt or safetensors.")
         if path.suffix.lower() == f".{kind}":
@@ -144,6 +148,30 @@ class Api:
         written = save(load(path), path.with_suffix(f".{kind}"), overwrite=flags["overwrite"])
         self.catalog.refresh()
         return {"file": self._file(written), **api_answers.network(written)}
+
+    def export(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Writes what a generator makes for a condition as a LoRA file. A reference is a picture in base64, or the hash of one that was kept."""
+        from .exporting import asked, export
+
+        config = self._export_config(ExportConfig, split(body)[0])
+        active = asked(config)
+        with self._model():
+            return api_answers.exported(export(self.host, self.catalog, active, config.name, snapshot=config.snapshot), active)
+
+    def refine(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Trains what a generator makes on pictures for at most 40 steps, in the background, and writes it as a LoRA file; gives the job."""
+        from .refining import Refiner
+
+        config = self._export_config(RefineConfig, split(body)[0])
+        folder = self._pictures(config.dataset)
+        refiner = Refiner(dataclasses.replace(config, dataset=str(folder)), self.catalog)
+        return self._told(self.jobs.start(refiner.config, trainer=refiner))
+
+    def keep_reference(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Keeps a picture, in base64, by whose hash prompts and other requests can then name it."""
+        if unknown := sorted(set(body) - {"reference"}):
+            raise ConfigError(f"There is no argument {unknown[0]!r}; there is reference.")
+        return {"reference": self._kept(text_of(body, "reference"))}
 
     def pictures(self) -> list[str]:
         """The folders of pictures that a run may name as its dataset."""
@@ -164,8 +192,8 @@ class Api:
 
     def train(self, body: dict[str, Any]) -> dict[str, Any]:
         """Starts a run in the background. Takes the options of training, `preset`, `resume` and `overwrite`; gives the job."""
-        values, flags = _split(body, "resume", "overwrite")
-        return self._told(self._start(_read(values), **flags))
+        values, flags = split(body, "resume", "overwrite")
+        return self._told(self._start(_training(values), **flags))
 
     def runs(self) -> list[dict[str, Any]]:
         """The run that is going on, or else the last one, without its curves and previews; none before the first."""
@@ -202,8 +230,8 @@ class Api:
     def sdapi_create(self, body: dict[str, Any]) -> dict[str, str]:
         """As A1111's create_hypernetwork: an untrained network with one pair per width."""
         try:
-            values, flags = _split(body, "overwrite_old")
-            path = self._create(_read(sdapi.creation(values)), flags["overwrite_old"])
+            values, flags = split(body, "overwrite_old")
+            path = self._create(_training(sdapi.creation(values)), flags["overwrite_old"])
         except HypernetworkError as error:
             return {"info": f"create hypernetwork error: {self.sentence(error)}"}
         return {"info": f"create hypernetwork filename: {self._shown(path)}"}
@@ -222,21 +250,24 @@ class Api:
         from .files import describe
 
         values = sdapi.training(body)
-        path = self._path(_text(values, "name"))
+        path = self._path(text_of(values, "name"))
         if path != self._target(path.stem):
             raise ConfigError(f"{self._file(path)} cannot be trained on: only a .safetensors directly in the models folder can; convert it first.")
-        return _read({**sdapi.network_options(describe(path)), **values})
+        return _training({**sdapi.network_options(describe(path)), **values})
 
     def _start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
         from .files import check_name
 
         check_name(config.name)
-        if not config.dataset:
-            raise ConfigError("Say which pictures to train on: dataset is the name of a folder that was sent.")
-        folder = client_folder(config.dataset, self.host.folders, self.client_paths())
+        folder = self._pictures(config.dataset)
         if not (resume or overwrite):
             self._check_free(config.name)
         return self.jobs.start(dataclasses.replace(config, dataset=str(folder)), resume=resume, overwrite=overwrite)
+
+    def _pictures(self, dataset: str) -> Path:
+        if not dataset:
+            raise ConfigError("Say which pictures to train on: dataset is the name of a folder that was sent.")
+        return client_folder(dataset, self.host.folders, self.client_paths())
 
     def _create(self, config: TrainingConfig, overwrite: bool) -> Path:
         from .checkpoint import RunFolder
@@ -253,6 +284,20 @@ class Api:
         save(network, target, overwrite=overwrite)
         self.catalog.refresh()
         return target
+
+    def _export_config(self, kind: type, values: dict[str, Any]) -> Any:
+        """What is asked for, each picture kept and called by its hash."""
+        from .exporting import asked
+
+        pictures = {name: text_of(values, name) for name in ("reference", "reference2") if name in values}
+        config = configuration(kind, {name: value for name, value in values.items() if name not in pictures})
+        self._path(asked(config).name)  # before anything is kept
+        return dataclasses.replace(config, **{name: self._kept(picture) for name, picture in pictures.items() if picture})
+
+    def _kept(self, picture: str) -> str:
+        from .received import keep_reference
+
+        return keep_reference(picture, self.host.folders)
 
     @contextmanager
     def _model(self) -> Iterator[None]:
@@ -308,52 +353,9 @@ class Api:
         return api_answers.run(job, self.sentence)
 
 
-def _split(body: Mapping[str, Any], *flags: str) -> tuple[dict[str, Any], dict[str, bool]]:
-    """The body's values without the flags, and the flags. Null stands for a value that was not given."""
-    given = {name: value for name, value in body.items() if value is not None}
-    asked = {name: given.pop(name, False) for name in flags}
-    if odd := [name for name, value in asked.items() if not isinstance(value, bool)]:
-        raise ConfigError(f"{odd[0]} cannot be {asked[odd[0]]!r}: it takes true or false.")
-    return given, asked
-
-
-def _read(values: Mapping[str, Any]) -> TrainingConfig:
-    """The options, on top of those of the preset where one is named. Raises `ConfigError`."""
+def _training(values: Mapping[str, Any]) -> TrainingConfig:
+    """The options of training, on top of those of the preset where one is named. Raises `ConfigError`."""
     values = dict(values)
-    base = preset(_text(values, "preset")) if "preset" in values else {}
+    base = preset(text_of(values, "preset")) if "preset" in values else {}
     values.pop("preset", None)
-    for name, value in values.items():
-        option = OPTIONS.get(name)
-        # a command line and a TOML file have no nested values; what Python makes text of is not what was meant
-        if option is not None and not _is_simple(value, option):
-            raise ConfigError(f"{option.label} ({name}) cannot be {value!r}: it takes {option.takes()}.")
-    return read(TrainingConfig, base | values)
-
-
-def _is_simple(value: Any, option: Option) -> bool:
-    members = value if option.kind is tuple and isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(member, (str, int, float)) for member in members)
-
-
-def _text(values: Mapping[str, Any], name: str, default: str = "") -> str:
-    value = values.get(name, default)
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} cannot be {value!r}: it takes text.")
-    return value
-
-
-def _schema(names: Collection[str], **more: tuple[type, Any]) -> dict[str, Any]:
-    """JSON schema of a body with these options and what else it takes."""
-    others = {name: {"type": _KINDS[kind], "default": default} for name, (kind, default) in more.items()}
-    return {"type": "object", "properties": {name: _option_schema(OPTIONS[name]) for name in names} | others}
-
-
-_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
-
-
-def _option_schema(option: Option) -> dict[str, Any]:
-    item: dict[str, Any] = {"type": _KINDS[option.item if option.kind is tuple else option.kind]}
-    limits = {"enum": list(option.choices) or None, "minimum": option.minimum, "maximum": option.maximum}
-    item |= {name: value for name, value in limits.items() if value is not None}
-    shape = {"type": "array", "items": item} if option.kind is tuple else item
-    return {**shape, "title": option.label, "description": option.help, "default": option.default}
+    return configuration(TrainingConfig, values, base)

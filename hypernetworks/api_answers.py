@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .config import plain
 
 if TYPE_CHECKING:
+    from .exporting import Exported
+    from .files import FileFacts
     from .jobs import Job
+    from .prompt import ActiveNetwork
 
 PREVIEWS = 100  # the newest that are listed; older ones can still be asked for by their index
 
 
 def network(path: Path) -> dict[str, Any]:
     """What the file says about itself. Raises as `files.describe` does."""
-    from .files import describe, short_hash
+    from .files import FileFacts, short_hash
+    from .library import facts_of
 
-    facts = describe(path)
+    facts = facts_of(path)
     metadata = {name: text for name, text in facts.metadata.items() if name != "preview"}
     if "settings" in metadata:
         metadata["settings"] = _without_folder(metadata["settings"])
@@ -31,11 +35,30 @@ def network(path: Path) -> dict[str, Any]:
         "hash": short_hash(path),
         "step": facts.step,
         "description": facts.description,
-        "per_layer": facts.per_layer,
-        "widths": {str(key): width for key, width in facts.widths.items()},
+        **(_residual(facts) if isinstance(facts, FileFacts) else {"layers": [layer.name for layer in facts.layers]}),
         "structure": asdict(facts.structure),
         "metadata": metadata,
         "preview": b64encode(facts.preview).decode() if facts.preview else None,
+    }
+
+
+def _residual(facts: FileFacts) -> dict[str, Any]:
+    return {"per_layer": facts.per_layer, "widths": {str(key): width for key, width in facts.widths.items()}}
+
+
+def exported(made: Exported, active: ActiveNetwork) -> dict[str, Any]:
+    """The LoRA file that was written, and the tag that does the same while pictures are drawn."""
+    from .prompt import tag
+
+    return {
+        "file": made.path.name,
+        "hash": made.hash,
+        "size": made.path.stat().st_size,
+        "rank": made.rank,
+        "projections": made.projections,
+        "tag": made.tag,
+        "made_of": tag(active),
+        "notes": list(made.notes),
     }
 
 

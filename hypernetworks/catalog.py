@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import HypernetworkError
 from .files import SUFFIXES, FileFacts, describe, load
+from .generator import Hypernetwork
+from .generator_files import GeneratorFacts, describe_generator, is_generator, load_generator
 from .residual import ResidualHypernetwork
 
 
@@ -26,7 +28,7 @@ class Catalog:
         self.folder = Path(folder)
         self._most_loaded = loaded
         self._listing: tuple[list[str], dict[str, Path]] | None = None
-        self._networks: OrderedDict[tuple[Path, int, int], ResidualHypernetwork] = OrderedDict()
+        self._networks: OrderedDict[tuple[Path, int, int], ResidualHypernetwork | Hypernetwork] = OrderedDict()
         self._lock = threading.RLock()  # web UIs generate and list from different threads
 
     def names(self) -> list[str]:
@@ -51,13 +53,14 @@ class Catalog:
             hint = f"There is none in {self.folder}."
         raise HypernetworkError(f"There is no hypernetwork {name!r}. {hint}")
 
-    def load(self, name: str) -> ResidualHypernetwork:
-        """The network of that name, the same object again while its file is unchanged. Raises as `path` and `files.load` do."""
+    def load(self, name: str) -> ResidualHypernetwork | Hypernetwork:
+        """The network of that name, of either kind, the same object again while its file is unchanged. Raises as `path` and
+        `files.load` do."""
         path = self.path(name)
         with self._lock:
             key = (path, *_stamp(path, name))
             if key not in self._networks:
-                self._networks[key] = load(path)
+                self._networks[key] = load_generator(path) if is_generator(path) else load(path)
             self._networks.move_to_end(key)
             while len(self._networks) > self._most_loaded:
                 self._networks.popitem(last=False)
@@ -66,6 +69,14 @@ class Catalog:
     def describe(self, name: str) -> FileFacts:
         """What the file of that name says about itself. Raises as `path` and `files.describe` do."""
         return describe(self.path(name))
+
+    def describe_generator(self, name: str) -> GeneratorFacts | None:
+        """What the generator of that name says about itself; None where there is none, or the network is of the other kind."""
+        try:
+            path = self.path(name)
+            return describe_generator(path) if is_generator(path) else None
+        except HypernetworkError:
+            return None
 
     def refresh(self) -> None:
         """Looks at the folder again."""

@@ -1,7 +1,8 @@
-"""The command line: `hypernetworks demo | train | generate | inspect | convert | ui`."""
+"""The command line: `hypernetworks demo | train | generate | export | refine | inspect | convert | ui`."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import Option, TrainingConfig, options, read
+from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
 from .errors import ConfigError, HypernetworkError
 from .host import Folders
 
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_generate, _add_inspect, _add_convert, _add_ui):
+    for add in (_add_demo, _add_train, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
         add(commands)
     return parser
 
@@ -190,20 +191,78 @@ def _free(folder: Path, stem: str) -> Path:
     return path
 
 
+def _add_export(commands: Any) -> None:
+    _export_command(commands, "export", _export, ExportConfig, "Write what a generator makes for a condition as an ordinary LoRA file.")
+
+
+def _add_refine(commands: Any) -> None:
+    _export_command(commands, "refine", _refine, RefineConfig, "Train what a generator makes for up to 40 steps, then write it as a LoRA file.")
+
+
+def _export_command(commands: Any, name: str, run: Any, config: type, help: str) -> None:
+    parser, known = _command(commands, name, run, help), options(config)
+    generator = known.pop("generator")
+    parser.add_argument(generator.name, help=generator.help)
+    for option in known.values():
+        _add_option(parser, option)
+
+
+def _export_config(parsed: argparse.Namespace, config: type, host: Any) -> Any:
+    """What the flags ask for, each reference picture kept and called by its hash."""
+    from .prompt import REFERENCE
+    from .references import References
+
+    asked = read(config, {name: getattr(parsed, name) for name in options(config) if hasattr(parsed, name)})
+    pictures = {name: picture for name in ("reference", "reference2") if (picture := getattr(asked, name)) and not REFERENCE.fullmatch(picture)}
+    if missing := [picture for picture in pictures.values() if not Path(picture).is_file()]:
+        raise ConfigError(f"There is no picture {missing[0]}.")
+    references = References(host.folders.references)
+    return dataclasses.replace(asked, **{name: references.keep(Path(picture)) for name, picture in pictures.items()})
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from .catalog import Catalog
+    from .exporting import asked, export
+
+    host = _host(parsed)
+    config = _export_config(parsed, ExportConfig, host)
+    with host.exclusive():
+        made = export(host, Catalog(host.folders.networks), asked(config), config.name, snapshot=config.snapshot)
+    for note in made.notes:
+        print(note, file=sys.stderr)
+    print(made.path)
+
+
+def _refine(parsed: argparse.Namespace) -> None:
+    from .catalog import Catalog
+    from .progress_bar import show
+    from .refining import Refiner
+
+    host = _host(parsed)
+    refiner = Refiner(_export_config(parsed, RefineConfig, host), Catalog(host.folders.networks))
+    with host.exclusive():
+        show(refiner, refiner.run(host=host))
+
+
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "Say what a hypernetwork file is.", model=False)
     parser.add_argument("file", type=Path)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    from .files import describe, short_hash
+    from .files import FileFacts, short_hash
+    from .library import facts_of
 
-    facts = describe(parsed.file)
-    kind = "one pair per attention layer" if facts.per_layer else "one pair per width"
+    facts = facts_of(parsed.file)
     structure = {name: value for name, value in vars(facts.structure).items() if value not in (False, ())}
+    if isinstance(facts, FileFacts):
+        kind = "one pair per attention layer" if facts.per_layer else "one pair per width"
+        about = {"pairs": f"{len(facts.keys)}, {kind}", "for": ", ".join(map(str, facts.keys))}
+    else:
+        about = {"kind": facts.kind, "makes weights for": f"{len(facts.layers)} projections"}
     lines = {
-        "name": facts.name, "hash": short_hash(parsed.file), "size": f"{facts.size / 1e6:.2f} MB", "pairs": f"{len(facts.keys)}, {kind}",
-        "for": ", ".join(map(str, facts.keys)), **structure, "steps": facts.step, "description": facts.description, **facts.metadata,
+        "name": facts.name, "hash": short_hash(parsed.file), "size": f"{facts.size / 1e6:.2f} MB", **about, **structure,
+        "steps": facts.step, "description": facts.description, **facts.metadata,
     }
     for label, value in lines.items():
         if value not in ("", None) and label != "preview":
@@ -211,7 +270,7 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(f"{member:g}" for member in value) if isinstance(value, tuple) else str(value)
+    return ", ".join(member if isinstance(member, str) else f"{member:g}" for member in value) if isinstance(value, tuple) else str(value)
 
 
 def _add_convert(commands: Any) -> None:

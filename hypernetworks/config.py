@@ -220,3 +220,34 @@ class TrainingConfig:
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is to be exported as a LoRA file. Read it with `read(ExportConfig, values)`, which checks every value."""
+
+    generator: str = option(
+        "", "Generator", "Its name, or a whole tag such as <hypernet:maker:0.8:task=ink>, which says the conditions and strengths too.")
+    name: str = option("", "File name", "The content's hash is added to it. Empty: the generator's name.")
+    text: str = option("", "Text", "Makes the weights for this text.")
+    reference: str = option(
+        "", "Reference picture", "Makes the weights for what this picture looks like: a picture, or the ten digits of one that was used before.")
+    task: str = option("", "Task", "Makes the weights for one of the generator's tasks.")
+    text2: str = option("", "Second text", "Mixes in the weights for this text.")
+    reference2: str = option("", "Second picture", "Mixes in the weights for this picture, said in the same way.")
+    task2: str = option("", "Second task", "Mixes in the weights for this task.")
+    blend: float = option(0.5, "Blend", "The second condition's share of the mixture.", minimum=0, maximum=1)
+    strength: float = option(1.0, "Strength", "How strongly the file acts at its full weight.", minimum=-100, maximum=100)
+    snapshot: bool = option(
+        False, "Snapshot", "Export a tag that acts at some steps only, or not on the negative prompt, as a file that always acts.")
+
+
+@dataclass(frozen=True)
+class RefineConfig(ExportConfig):
+    """What is to be exported, and how it is trained on before that: at most 40 steps, or it would be another training run."""
+
+    dataset: str = option("", "Pictures", "A folder of pictures of what the weights are for, with captions as for training.")
+    max_steps: int = option(40, "Steps", "How many times the weights are updated.", minimum=1, maximum=40)
+    learning_rate: str = option("auto", "Learning rate", "As for training: auto, a multiple of it such as auto*0.5, or a number.")
+    batch_size: int = option(4, "Batch size", "Pictures per step.", minimum=1, maximum=1024)
+    seed: int = option(0, "Seed", "The same seed, pictures and options give the same file.", minimum=0, maximum=2**63 - 1)

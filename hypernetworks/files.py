@@ -63,10 +63,7 @@ class FileFacts:
     @property
     def preview(self) -> bytes | None:
         """The preview as a JPEG file's bytes."""
-        try:
-            return base64.b64decode(self.metadata.get("preview", ""), validate=True) or None
-        except (binascii.Error, ValueError):
-            return None
+        return preview_of(self.metadata)
 
 
 def load(path: str | Path) -> ResidualHypernetwork:
@@ -173,6 +170,14 @@ def short_hash(path: str | Path) -> str:
     return digest.hexdigest()[:10]
 
 
+def preview_of(metadata: Mapping[str, str]) -> bytes | None:
+    """The preview in a file's metadata as a JPEG file's bytes."""
+    try:
+        return base64.b64decode(metadata.get("preview", ""), validate=True) or None
+    except (binascii.Error, ValueError):
+        return None
+
+
 def preview_text(image: Image.Image, side: int = 256) -> str:
     """A picture as `metadata["preview"]` holds it: a JPEG of at most `side` pixels, base64."""
     small = image.convert("RGB")
@@ -250,7 +255,7 @@ def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
     if metadata.get("format") != FORMAT:
         raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
     if metadata.get("kind") == "generator":
-        raise FileRefused(f"{path.name} is a generating hypernetwork, which needs a condition to make weights from; it is not one to switch on.")
+        raise FileRefused(f"{path.name} is a generator, which makes weights from a condition; a residual hypernetwork is needed here.")
     if metadata.get("format_version") != str(VERSION) or metadata.get("kind") != "residual":
         raise FileRefused(
             f"{path.name} was written by a newer version of this extension: update it, or get the file in another format."

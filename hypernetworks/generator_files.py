@@ -16,8 +16,9 @@ import torch
 from . import legacy
 from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
-from .files import FORMAT, VERSION, check_name, write_atomically
+from .files import FORMAT, VERSION, check_name, preview_of, write_atomically
 from .generator import Hypernetwork, HypernetworkStructure
+from .headers import read_metadata
 
 KIND = "generator"
 _OWN_METADATA = ("format", "format_version", "kind", "architecture", "layers", "name", "description", "step")
@@ -35,6 +36,12 @@ class GeneratorFacts:
     step: int
     metadata: Mapping[str, str]
     size: int  # bytes
+    kind: str = KIND
+
+    @property
+    def preview(self) -> bytes | None:
+        """The preview as a JPEG file's bytes."""
+        return preview_of(self.metadata)
 
 
 def save_generator(
@@ -90,6 +97,14 @@ def load_generator(path: str | Path) -> Hypernetwork:
         state = {name: weight.to(torch.float32, copy=True).contiguous() for name, weight in state.items()}
         hypernetwork.load_state_dict(state, assign=True)
     return hypernetwork.eval()
+
+
+def is_generator(path: str | Path) -> bool:
+    """Whether the file says that it is a generator's; nothing else of it is looked at."""
+    try:
+        return Path(path).suffix.lower() == ".safetensors" and (read_metadata(path) or {}).get("kind") == KIND
+    except OSError:
+        return False
 
 
 def describe_generator(path: str | Path) -> GeneratorFacts:

@@ -97,15 +97,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where files live: networks in `networks`, pictures dropped in and training runs below `data`."""
+    """Where files live: networks in `networks`, LoRA files made of them in `loras`, pictures dropped in and training runs below `data`."""
 
     networks: Path
     data: Path
+    loras: Path
 
     @classmethod
     def below(cls, home: Path) -> Folders:
         """The standalone layout: everything in one folder."""
-        return cls(home / "networks", home / "data")
+        return cls(home / "networks", home / "data", home / "loras")
 
     @property
     def runs(self) -> Path:
@@ -116,6 +117,11 @@ class Folders:
     def pictures(self) -> Path:
         """One folder per set of pictures that was dropped in."""
         return self.data / "pictures"
+
+    @property
+    def references(self) -> Path:
+        """Reference pictures for generators."""
+        return self.data / "references"
 
 
 class Host(Protocol):

@@ -156,12 +156,12 @@ class Jobs:
         self._lock = threading.Lock()
         self._count = 0
 
-    def start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
-        """Starts a run in the background. Raises `HostBusy` while another one is running."""
+    def start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False, trainer: Any = None) -> Job:
+        """Starts a run in the background, of `trainer` where one is given. Raises `HostBusy` while another one is running."""
         with self._lock:
             if self.current is not None and self.current.running:
                 raise HostBusy(f"A training run is going on already ({self.current.config.name}); stop it first or wait for its end.")
-            trainer = self._new_trainer(config)
+            trainer = trainer or self._new_trainer(config)
             self._count += 1
             self.current = job = Job(self._count, trainer, config)
             job._start(lambda: trainer.run(host=self.host, resume=resume, overwrite=overwrite), self.host)

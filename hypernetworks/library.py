@@ -23,7 +23,7 @@ from .checkpoint import Row, RunFolder
 from .errors import ConfigError, FileRefused, HypernetworkError, NameTaken
 from .files import FORMAT, SUFFIXES, VERSION, FileFacts, check_name, describe, load, save, short_hash
 from .generator_files import KIND as GENERATOR
-from .generator_files import GeneratorFacts, describe_generator
+from .generator_files import GeneratorFacts, describe_generator, is_generator
 from .headers import change_metadata, read_metadata
 from .host import Folders
 from .residual import ResidualHypernetwork
@@ -45,6 +45,7 @@ class Entry:
     date: float  # seconds since 1970: when it was made, as the file says, else when it was written
     kind: str = ""  # "per layer", "per width", "generator"; empty where not known
     widths: tuple[int, ...] = ()
+    makes: str = ""  # what a generator makes: "attn1, attn2, rank 4"
     step: int | None = None
     base_model: str = ""
     problem: str = ""  # a sentence about a file that cannot be used
@@ -127,7 +128,7 @@ class Library:
         if path.suffix.lower() == ".pt":
             change_card(path, notes=text)
             return
-        _describe(path)  # refuses what is no hypernetwork and so not ours to change
+        facts_of(path)  # refuses what is no hypernetwork and so not ours to change
         change_metadata(path, {"description": text})
 
     def rename(self, name: str, new: str) -> str:
@@ -165,6 +166,7 @@ class Library:
         Raises `ConfigError` for a network that a `.pt` cannot hold and for a wrong suffix, `NameTaken`, and what `files.load` raises.
         """
         path = self._path(name)
+        _refuse_generator(name, path, "be written as a .pt")
         if suffix not in SUFFIXES or suffix == path.suffix.lower():
             raise ConfigError(f"{path.name} can be converted to {' or '.join(other for other in SUFFIXES if other != path.suffix.lower())}.")
         network = load(path)
@@ -186,6 +188,8 @@ class Library:
     ) -> Path:
         new_name = check_name(new_name.strip())
         self._refuse_taken(self.catalog.folder, new_name)
+        for name, _ in parts:
+            _refuse_generator(name, self._path(name), "be merged")
         merged = how([merging.Part(name, self.catalog.load(name), weight, short_hash(self._path(name))) for name, weight in parts])
         merged.name = new_name
         path = save(merged, self.catalog.folder / f"{new_name}.safetensors")
@@ -242,22 +246,25 @@ def _entry(name: str, path: Path, stamp: tuple[int, int]) -> Entry:
         return Entry(name, path, stamp[1], stamp[0] / 1e9, problem="" if stamp[1] else _read(path)[1])
     try:
         return _from_metadata(name, path, stamp, read_metadata(path) or {})
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         facts, problem = _read(path)
     return _problem(name, path, stamp, problem) if facts is None else _known(name, path, stamp, facts)
 
 
 def _from_metadata(name: str, path: Path, stamp: tuple[int, int], metadata: Mapping[str, str]) -> Entry:
-    """Raises ValueError or TypeError for metadata that does not describe a network."""
-    kind, widths = metadata.get("kind"), ()
+    """Raises ValueError, TypeError or KeyError for metadata that does not describe a network."""
+    kind, widths, makes = metadata.get("kind"), (), ""
     if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, str(VERSION)) or kind not in ("residual", GENERATOR):
         raise ValueError("another format")
     if kind == "residual":
         pairs = json.loads(metadata.get("pairs", ""))
         widths = tuple(sorted({int(width) for _, width in pairs}))
         kind = _kind(key for key, _ in pairs)
+    else:
+        architecture = json.loads(metadata.get("architecture", ""))
+        makes = _makes(map(str, architecture["target_layers"]), int(architecture["rank"]))
     return Entry(
-        name, path, stamp[1], _date(metadata, stamp), kind, widths, int(metadata.get("step", "")), metadata.get("base_model", "")
+        name, path, stamp[1], _date(metadata, stamp), kind, widths, makes, int(metadata.get("step", "")), metadata.get("base_model", "")
     )
 
 
@@ -265,12 +272,23 @@ def _known(name: str, path: Path, stamp: tuple[int, int], facts: Facts) -> Entry
     residual = isinstance(facts, FileFacts)
     return Entry(
         name, path, stamp[1], _date(facts.metadata, stamp), _kind(facts.keys) if residual else GENERATOR,
-        tuple(sorted(set(facts.widths.values()))) if residual else (), facts.step, facts.metadata.get("base_model", ""),
+        tuple(sorted(set(facts.widths.values()))) if residual else (),
+        "" if residual else _makes(facts.structure.target_layers, facts.structure.rank), facts.step, facts.metadata.get("base_model", ""),
     )  # fmt: skip
 
 
 def _problem(name: str, path: Path, stamp: tuple[int, int], problem: str) -> Entry:
     return Entry(name, path, stamp[1], stamp[0] / 1e9, problem=problem)
+
+
+def _makes(target_layers: Iterable[str], rank: int) -> str:
+    return f"{', '.join(target_layers)}, rank {rank}"
+
+
+def _refuse_generator(name: str, path: Path, what: str) -> None:
+    """Raises `ConfigError` for what can only be done with a residual hypernetwork."""
+    if is_generator(path):
+        raise ConfigError(f"{name} is a generator and cannot {what}; the weights that it makes can be exported as a LoRA file.")
 
 
 def _kind(keys: Iterable[object]) -> str:
@@ -289,26 +307,19 @@ def _date(metadata: Mapping[str, str], stamp: tuple[int, int]) -> float:
 def _read(path: Path) -> tuple[Facts | None, str]:
     """What the file says, or why it cannot be used."""
     try:
-        return _describe(path), ""
+        return facts_of(path), ""
     except HypernetworkError as error:
         return None, str(error)
 
 
-def _describe(path: Path) -> Facts:
+def facts_of(path: Path) -> Facts:
     """What a file of any kind says. Raises as `files.describe` does."""
     try:
         return describe(path)
     except FileRefused:
-        if path.suffix.lower() == ".safetensors" and _is_generator(path):
+        if is_generator(path):
             return describe_generator(path)
         raise
-
-
-def _is_generator(path: Path) -> bool:
-    try:
-        return (read_metadata(path) or {}).get("kind") == GENERATOR
-    except OSError:
-        return False
 
 
 def _notes(path: Path, facts: Facts | None) -> str:

@@ -54,6 +54,13 @@ def scale(weights: Weights, factor: float) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (down, factor * up) for name, (down, up) in weights.items()}
 
 
+def folded(weights: Weights, strength: Strength) -> dict[str, tuple[Tensor, Tensor]]:
+    """The deltas times the strength at each projection: B alone takes it. Raises `ConfigError` for a strength of several rows."""
+    if isinstance(strength.overall, Tensor):
+        raise ConfigError("A LoRA file holds one strength for all pictures: export with a single number.")
+    return {name: (down, _factor(name, strength) * up) for name, (down, up) in weights.items()}
+
+
 def select_rows(weights: Weights, index: Sequence[int] | Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """For each row of a UNet's batch the weights of the condition with that number."""
     index = torch.as_tensor(index)
@@ -82,17 +89,14 @@ def export_lora(
         raise ConfigError(f"A LoRA file is for one of {', '.join(_FAMILIES)}, not for {family!r}.")
     if not weights:
         raise ConfigError("There are no weights to export.")
-    strength = strength if isinstance(strength, Strength) else Strength(strength)
-    if isinstance(strength.overall, Tensor):
-        raise ConfigError("A LoRA file holds one strength for all pictures: export with a single number.")
     tensors: dict[str, Tensor] = {}
-    for name, (down, up) in weights.items():
+    for name, (down, up) in folded(weights, strength if isinstance(strength, Strength) else Strength(strength)).items():
         if len(down) != 1 or len(up) != 1:
             raise ConfigError(
                 f"A LoRA file holds the weights of one condition, and these are of {len(down)}: export them one by one."
             )
         stored = lora_name(name, family)
-        down, up = _balanced(down[0].detach().float().cpu(), _factor(name, strength) * up[0].detach().float().cpu())
+        down, up = _balanced(down[0].detach().float().cpu(), up[0].detach().float().cpu())
         tensors[f"{stored}.lora_down.weight"] = down.to(dtype).contiguous()
         tensors[f"{stored}.lora_up.weight"] = up.to(dtype).contiguous()
         tensors[f"{stored}.alpha"] = torch.tensor(float(down.shape[0]), dtype=dtype)
@@ -143,8 +147,10 @@ def _stability_block(match: re.Match[str]) -> str:
 
 
 def _factor(name: str, strength: Strength) -> float:
-    part, block = PROJECTION.match(name)["part"], BLOCKS[name.split(".", 1)[0]]
-    return strength.overall * strength.factor(part, block)
+    match, block = PROJECTION.match(name), BLOCKS.get(name.split(".", 1)[0])
+    if not match or block is None:
+        raise ModelUnfit(f"{name} is no attention layer of a Stable Diffusion UNet.")
+    return strength.overall * strength.factor(match["part"], block)
 
 
 def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,19 @@ import base64
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .dataset import SUFFIXES
 from .errors import BodyRefused
 from .host import Folders
+from .prompt import REFERENCE
+from .references import References
 from .uploads import CAPTION, Limits, Upload, safe_stem, store
 
 ZIP, JSON = "application/zip", "application/json"
 LARGEST = {ZIP: 4 << 30, JSON: 128 << 20}  # bytes of a body; JSON has to fit into memory
 LIMITS = Limits(total_bytes=LARGEST[ZIP])
+LARGEST_REFERENCE = 32 << 20  # bytes of a body that may hold reference pictures
 FORM = 'Files are sent as {"files": [{"name": "01.png", "data": "<base64>"}, ...]}, or as a zip.'
 
 
@@ -33,6 +37,26 @@ def keep(kind: str, body: Path, name: str, folders: Folders) -> tuple[Path, Uplo
         raise
     upload.left_out[:0] = left_out
     return into, upload
+
+
+def keep_reference(picture: str, folders: Folders) -> str:
+    """The hash of a reference picture that is sent as base64, with or without `data:image/png;base64,` before it, and kept then.
+
+    The hash of one that was kept before is given back as it is. Raises `BodyRefused` for other text, and what `References.keep` raises.
+    """
+    if REFERENCE.fullmatch(picture.lower()):
+        return picture.lower()
+    try:
+        data = base64.b64decode(picture.removeprefix("data:").rpartition(",")[2], validate=True)
+    except ValueError:
+        data = b""
+    if not data:
+        raise BodyRefused("A reference picture is sent as base64, or named by the ten digits of its hash where it was sent before.")
+    folders.references.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folders.references, prefix="received-") as temporary:
+        file = Path(temporary) / "picture"
+        file.write_bytes(data)
+        return References(folders.references).keep(file)
 
 
 def _unpack(body: Path, left_out: list[tuple[str, str]]) -> list[Path]:

@@ -77,16 +77,18 @@ class Routes:
 
         self._add("GET", path, endpoint)
 
-    def post(self, path: str, handler: Callable[..., Any], schema: Mapping[str, Any] | None = None) -> None:
+    def post(self, path: str, handler: Callable[..., Any], schema: Mapping[str, Any] | None = None, largest: int | None = None) -> None:
         """Adds a POST route. With the JSON schema of a body the handler takes the body, without one the parameters of the path.
+
+        A body has at most `largest` bytes, `LARGEST_JSON` by default.
 
         Either way the request has to say that it is JSON: a page of another site cannot send that unless the web UI allows its origin.
         """
         if schema is None:
-            self._add("POST", path, handler, dependencies=[Depends(read_json)])
+            self._add("POST", path, handler, dependencies=[Depends(json_reader())])
             return
 
-        the_body = Depends(read_json)
+        the_body = Depends(json_reader(largest))
 
         def endpoint(body: dict = the_body) -> Any:
             return handler(body)
@@ -139,18 +141,25 @@ def basic_auth(users: Mapping[str, str]) -> Guard:
     return guard
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The object that a JSON body holds; an empty body is an empty object. Raises `BodyRefused`, `BodyTooLarge`."""
-    if _content_type(request) != "application/json":
-        raise BodyRefused("The body has to be JSON, and the request has to say so: Content-Type: application/json.")
-    data = b"".join([block async for block in _blocks(request, LARGEST_JSON)])
-    try:
-        value = json.loads(data or b"{}", parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise BodyRefused("The body is no valid JSON.") from None
-    if not isinstance(value, dict):
-        raise BodyRefused("The body has to be a JSON object, with names and values.")
-    return value
+def json_reader(largest: int | None = None) -> Callable[..., Any]:
+    """A dependency that gives the object in a JSON body of at most `largest` bytes; an empty body is an empty object.
+
+    It raises `BodyRefused` and `BodyTooLarge`.
+    """
+
+    async def read_json(request: Request) -> dict[str, Any]:
+        if _content_type(request) != "application/json":
+            raise BodyRefused("The body has to be JSON, and the request has to say so: Content-Type: application/json.")
+        data = b"".join([block async for block in _blocks(request, largest or LARGEST_JSON)])
+        try:
+            value = json.loads(data or b"{}", parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            raise BodyRefused("The body is no valid JSON.") from None
+        if not isinstance(value, dict):
+            raise BodyRefused("The body has to be a JSON object, with names and values.")
+        return value
+
+    return read_json
 
 
 async def _blocks(request: Request, limit: int):

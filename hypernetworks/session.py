@@ -4,7 +4,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -12,21 +13,27 @@ from weakref import WeakKeyDictionary
 import torch
 from PIL import Image
 
-from .attention import Attachment, ResidualEdit, Strength, find_projections
+from .attention import Attachment, Edit, LowRankEdit, ResidualEdit, Strength, find_projections
 from .catalog import Catalog
 from .errors import HypernetworkError, ModelUnfit
+from .generating import Conditions, GeneratedWeights, Recipe, recipe_of, stack
+from .generator import Hypernetwork, check_fit
 from .host import GenerationRequest, Host, Row, StepCallback
+from .lora import Weights, select_rows
 from .networks import acts_on_uncond
 from .prompt import ActiveNetwork, extract
 from .residual import ResidualHypernetwork
 from .schedule import strength_at
+
+Network = ResidualHypernetwork | Hypernetwork
 
 
 @dataclass
 class Link:
     """One network of a chain. `active` says for each picture of a batch how it acts there, None: not at all."""
 
-    edit: ResidualEdit
+    network: Network
+    edit: Edit
     active: Sequence[ActiveNetwork | None]
 
     def strength(self, picture: int, uncond: bool, step: int, steps: int) -> float:
@@ -34,16 +41,36 @@ class Link:
         active = self.active[picture % len(self.active)]
         if active is None:
             return 0.0
-        if uncond and not (acts_on_uncond(self.edit.network) if active.uncond is None else active.uncond):
+        if uncond and not (acts_on_uncond(self.network) if active.uncond is None else active.uncond):
             return 0.0
         return active.strength * strength_at(active.start, active.end, step, steps)
 
-    def set_strength(self, rows: Sequence[Row], step: int, steps: int) -> None:
-        """One number wherever all rows have the same, so that they can share what is evaluated."""
-        strengths = [self.strength(row.picture, row.uncond, step, steps) for row in rows or [Row(0, False)]]
+    def at(self, rows: Sequence[Row], step: int, steps: int) -> None:
+        """Sets the edit for an evaluation of these rows. One number wherever all have the same strength, so that they can share what is
+        evaluated."""
+        strengths = [self.strength(row.picture, row.uncond, step, steps) for row in rows]
         one = next(active for active in self.active if active is not None)
         overall = strengths[0] if len(set(strengths)) == 1 else strengths
         self.edit.strength = Strength(overall, one.k, one.v, one.input, one.middle, one.output)
+
+
+class GeneratedLink(Link):
+    """A generator's weights: one set for all rows, or for each row the set of its picture."""
+
+    def __init__(self, network: Hypernetwork, active: Sequence[ActiveNetwork | None], weights: Sequence[Weights | None]) -> None:
+        """`weights`: one row for each picture, the same object where pictures share it, None where the generator does not act."""
+        sets = {id(one): one for one in weights if one is not None}
+        self._all = stack(list(sets.values())) if len(sets) > 1 else next(iter(sets.values()))
+        self._set_of_picture = [list(sets).index(id(one)) if one is not None else 0 for one in weights]
+        self._selected: tuple[int, ...] = ()
+        super().__init__(network, LowRankEdit(self._all), active)
+
+    def at(self, rows: Sequence[Row], step: int, steps: int) -> None:
+        """As `Link.at`; rows come in any order."""
+        super().at(rows, step, steps)
+        sets = tuple(self._set_of_picture[row.picture % len(self._set_of_picture)] for row in rows)
+        if len(set(self._set_of_picture)) > 1 and sets != self._selected:
+            self.edit.weights, self._selected = select_rows(self._all, sets), sets
 
 
 class Applied:
@@ -59,7 +86,7 @@ class Applied:
     def at_step(self, step: int, steps: int) -> None:
         """Sets every strength for sampling step `step` (from 0) of `steps`; call it before each evaluation of the UNet."""
         for link in self.links:
-            link.set_strength(self._host.rows, step, steps)
+            link.at(self._host.rows or [Row(0, False)], step, steps)
 
     def put_on(self) -> None:
         """Puts the networks on the UNet, if they are not there."""
@@ -78,34 +105,41 @@ class Session:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self._placed: WeakKeyDictionary[ResidualHypernetwork, ResidualHypernetwork] = WeakKeyDictionary()
+        self._generated = GeneratedWeights()
 
-    def prepare(self, host: Host, pictures: Sequence[Sequence[ActiveNetwork]], leave_out: bool = False) -> Applied:
+    def prepare(
+        self, host: Host, pictures: Sequence[Sequence[ActiveNetwork]], leave_out: bool = False, prompts: Sequence[str] = ("",),
+        conditions: Conditions | None = None,
+    ) -> Applied:  # fmt: skip
         """Networks for the pictures of a batch, each picture's chained in its own order; one list alone counts for all pictures.
 
-        Raises what `Catalog.load` raises, and `ModelUnfit` for a network that fits nowhere. With `leave_out` such a network is left
+        `prompts` are the pictures' own, or one for all; `conditions` are those of a job that was prepared before. Raises what
+        `Catalog.load` and `Conditions.of` raise, and `ModelUnfit` for a network that fits nowhere. With `leave_out` such a network is left
         out instead, and `notes` names it with the reason.
         """
-        networks: dict[str, ResidualHypernetwork] = {}
         notes: list[str] = []
-        for name in dict.fromkeys(active.name for tags in pictures for active in tags):
-            try:
-                network = self._load(name, host)
-                notes += [*_unused(name, network, host), *_differences(name, network, host)]
-                networks[name] = network
-            except HypernetworkError as error:
-                if not leave_out:
-                    raise
-                notes.append(str(error))
-        usable = [[active for active in tags if active.name in networks] for tags in pictures]
-        return Applied(host, [Link(ResidualEdit(networks[name]), active) for name, active in _chain(usable)], notes)
+        refused, prompts = notes if leave_out else None, prompts or ("",)
+        networks = self._networks(host, dict.fromkeys(active.name for tags in pictures for active in tags), notes, refused)
+        usable, generated = self._generate(host, networks, pictures, prompts, conditions, refused)
+        notes += _without_condition(networks, usable)
+        links = []
+        for name, active in _chain(usable):
+            if isinstance(network := networks[name], Hypernetwork):
+                weights = [one and generated[name, recipe_of(one, prompt)] for one, prompt in zip(active, itertools.cycle(prompts))]
+                links.append(GeneratedLink(network, active, weights))
+            else:
+                links.append(Link(network, ResidualEdit(network), active))
+        return Applied(host, links, notes)
 
     @contextmanager
-    def applied(self, host: Host, active: Sequence[ActiveNetwork], *more: Sequence[ActiveNetwork]) -> Iterator[Applied]:
+    def applied(
+        self, host: Host, active: Sequence[ActiveNetwork], *more: Sequence[ActiveNetwork], prompts: Sequence[str] = ("",)
+    ) -> Iterator[Applied]:
         """Within it the networks are on the UNet; afterwards nothing is left, also after an exception. `more` are other pictures'.
 
         Hold `host.exclusive()` around it. Raises as `prepare` does.
         """
-        applied = self.prepare(host, [active, *more])
+        applied = self.prepare(host, [active, *more], prompts=prompts)
         try:
             applied.put_on()
             yield applied
@@ -121,7 +155,7 @@ class Session:
         """
         texts, tags = zip(*map(extract, request.prompts or [request.prompt]), strict=True)
         bare = dataclasses.replace(request, prompts=texts) if request.prompts else dataclasses.replace(request, prompt=texts[0])
-        with self.applied(host, *([*active, *tagged] for tagged in tags)) as applied:
+        with self.applied(host, *([*active, *tagged] for tagged in tags), prompts=texts) as applied:
 
             def before_step(step: int, steps: int) -> None:
                 applied.at_step(step, steps)
@@ -130,15 +164,67 @@ class Session:
 
             return host.generate(bare, before_step)
 
-    def _load(self, name: str, host: Host) -> ResidualHypernetwork:
-        """The network on the host's device and in its dtype; the catalog's own stays as it was read."""
+    def _networks(self, host: Host, names: Iterable[str], notes: list[str], refused: list[str] | None) -> dict[str, Network]:
+        """Those that can be used. What else is to be said of them goes to `notes`."""
+        networks: dict[str, Network] = {}
+        for name in names:
+            with _noted(refused):
+                network = self._load(name, host)
+                notes += [*_unused(name, network, host), *_differences(name, network, host)]
+                networks[name] = network
+        return networks
+
+    def _generate(
+        self, host: Host, networks: Mapping[str, Network], pictures: Sequence[Sequence[ActiveNetwork]], prompts: Sequence[str],
+        conditions: Conditions | None, refused: list[str] | None,
+    ) -> tuple[list[list[ActiveNetwork]], dict[tuple[str, Recipe], Weights]]:  # fmt: skip
+        """What is left of the pictures' networks, and the generators' weights on the host's device and in its dtype."""
+        usable: list[list[ActiveNetwork]] = []
+        generated: dict[tuple[str, Recipe], Weights] = {}
+        for tags, prompt in zip(pictures, itertools.cycle(prompts)):
+            usable.append([])
+            for active in tags:
+                network, key = networks.get(active.name), (active.name, recipe_of(active, prompt))
+                if network is None:
+                    continue
+                with _noted(refused):
+                    if isinstance(network, Hypernetwork) and key not in generated:
+                        conditions = conditions or Conditions(host)
+                        generated[key] = _on_host(self._made(active.name, network, key[1], conditions), host)
+                    usable[-1].append(active)
+        return usable, generated
+
+    def _made(self, name: str, network: Hypernetwork, recipe: Recipe, conditions: Conditions) -> Weights:
+        try:
+            return self._generated.get(network, recipe, conditions)
+        except HypernetworkError as error:
+            raise HypernetworkError(f"The hypernetwork {name!r} cannot be used. {error}") from error
+
+    def _load(self, name: str, host: Host) -> Network:
+        """A residual network on the host's device and in its dtype; the catalog's own stays as it was read. A generator stays on the CPU."""
         with torch.inference_mode(False):
             network = self.catalog.load(name)
-            if _is_placed(network, host):
+            if isinstance(network, Hypernetwork) or _is_placed(network, host):
                 return network.eval()
             if network not in self._placed or not _is_placed(self._placed[network], host):
                 self._placed[network] = copy.deepcopy(network).to(host.device, host.dtype).eval()
             return self._placed[network]
+
+
+@contextmanager
+def _noted(refused: list[str] | None) -> Iterator[None]:
+    """What a user can cause becomes a sentence in `refused`, once, and what is within is left out; None: it is raised."""
+    try:
+        yield
+    except HypernetworkError as error:
+        if refused is None:
+            raise
+        if str(error) not in refused:
+            refused.append(str(error))
+
+
+def _on_host(weights: Weights, host: Host) -> Weights:
+    return {name: (down.to(host.device, host.dtype), up.to(host.device, host.dtype)) for name, (down, up) in weights.items()}
 
 
 def _is_placed(network: ResidualHypernetwork, host: Host) -> bool:
@@ -178,8 +264,24 @@ def _merged(first: list[tuple], second: list[tuple]) -> list[tuple]:
     return merged
 
 
-def _unused(name: str, network: ResidualHypernetwork, host: Host) -> list[str]:
-    """A sentence about the pairs that the model has no place for. Raises `ModelUnfit` where that is all of them."""
+def _without_condition(networks: Mapping[str, Network], pictures: Sequence[Sequence[ActiveNetwork]]) -> list[str]:
+    """A sentence about every residual network that was told a condition."""
+    told = [active.name for tags in pictures for active in tags if active.condition or active.second or active.blend]
+    return [
+        f"The hypernetwork {name!r} generates no weights; what its tag or row says of a condition is left unused."
+        for name in dict.fromkeys(told) if isinstance(networks[name], ResidualHypernetwork)
+    ]  # fmt: skip
+
+
+def _unused(name: str, network: Network, host: Host) -> list[str]:
+    """A sentence about the pairs that the model has no place for. Raises `ModelUnfit` where that is all of them, or a generator's layers
+    are not this model's."""
+    if isinstance(network, Hypernetwork):
+        try:
+            check_fit({layer.name: layer for layer in network.layers}, host.unet, "generator")
+        except ModelUnfit as error:
+            raise ModelUnfit(f"The hypernetwork {name!r} cannot be used. {error}") from error
+        return []
     places = [p for p in find_projections(host.unet) if p.part in "kv"]
     missing = [key for key in network.keys if not any(key == (p.layer if network.per_layer else p.in_width) for p in places)]
     if not missing:
@@ -193,7 +295,7 @@ def _unused(name: str, network: ResidualHypernetwork, host: Host) -> list[str]:
     return [f"Of the hypernetwork {name!r} {len(missing)} of {len(network.keys)} {kinds} are left unused: {lacks}."]
 
 
-def _differences(name: str, network: ResidualHypernetwork, host: Host) -> list[str]:
+def _differences(name: str, network: Network, host: Host) -> list[str]:
     """A sentence where the network was trained with other settings of the host than those that are on now, which changes what it does."""
     now, then = host.model, network.metadata
     found = []

@@ -113,3 +113,16 @@ class LdmUNet(nn.Module):
             for child in entry:
                 x = child(x) if isinstance(child, nn.Linear) else child(x, context)
         return x
+
+
+def generator(unet, seed=1, **options):
+    """A small one whose weights do something: B is not zero, as if it had been trained."""
+    from hypernetworks.generator import Hypernetwork
+
+    small = dict(embedding_dim=16, hidden_dim=16, rank=2, basis_size=3, tasks=("etching", "fresco"))
+    made = Hypernetwork(seed=seed, **small | options).bind(unet)
+    torch.manual_seed(seed)
+    for name, weight in made.decoder.named_parameters():
+        if name.endswith("up"):
+            weight.data.normal_(0, 0.1)
+    return made

@@ -164,7 +164,7 @@ def test_only_the_pictures_that_a_run_lists_are_sent(service):
 def test_another_sites_page_cannot_post(waiting):
     """A form of another site sends these types without asking the web UI; JSON it may not send without that."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None):
-        for path in ("/train", "/create", "/convert", "/jobs/1/stop", "/jobs/1/cancel", "/pictures"):
+        for path in ("/train", "/create", "/convert", "/export", "/refine", "/references", "/jobs/1/stop", "/jobs/1/cancel", "/pictures"):
             headers = {} if kind is None else {"Content-Type": kind}
             answer = waiting.client.post(PREFIX + path, content=b'{"name": "a", "dataset": "striped"}', headers=headers)
             assert (answer.status_code, answer.json()["error"]) == (400, "BodyRefused")
@@ -173,7 +173,7 @@ def test_another_sites_page_cannot_post(waiting):
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"name": NaN}', b"3", b'"a"', b"null"])
 def test_what_is_no_json_object_is_refused(service, data):
-    for path in ("/create", "/train", "/pictures"):
+    for path in ("/create", "/train", "/export", "/refine", "/references", "/pictures"):
         answer = service.client.post(PREFIX + path, content=data, headers=JSON)
         assert (answer.status_code, answer.json()["error"]) == (400, "BodyRefused")
 
@@ -260,7 +260,7 @@ def asgi(app, method, path, headers=(), size=2):
 def test_every_route_asks_the_guards_before_it_reads_anything(host, tmp_path):
     service = Service(host, tmp_path, [rest.basic_auth(USERS)])
     found = routes_of(service.parts)
-    assert len(found) >= 17
+    assert len(found) >= 20
     for method, path in found:
         path = path.replace("{number}", "1").replace("{index}", "0")
         assert asgi(service.app, method, path) == 401

@@ -6,10 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from models import diffusers_unet
 
 from hypernetworks.catalog import Catalog
 from hypernetworks.errors import FileRefused, HypernetworkError
 from hypernetworks.files import save
+from hypernetworks.generator import Hypernetwork
+from hypernetworks.generator_files import save_generator
 from hypernetworks.residual import ResidualHypernetwork
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -161,3 +164,16 @@ def test_threads_share_one_network(folder):
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(map(id, found))) == 1
+
+
+def test_a_generator_is_loaded_by_its_name_too_and_the_same_again(tmp_path):
+    unet = diffusers_unet()
+    network = Hypernetwork(embedding_dim=16, hidden_dim=16, basis_size=2, tasks=("day", "night")).bind(unet)
+    save_generator(network, tmp_path / "any.safetensors")
+    save(ResidualHypernetwork({8: 8}), tmp_path / "oil.safetensors")
+    catalog = Catalog(tmp_path)
+    loaded = catalog.load("any")
+    assert isinstance(loaded, Hypernetwork) and loaded.layers == network.layers and catalog.load("any") is loaded
+    assert isinstance(catalog.load("oil"), ResidualHypernetwork)
+    assert catalog.describe_generator("any").structure.tasks == ("day", "night")
+    assert catalog.describe_generator("oil") is None and catalog.describe_generator("gone") is None

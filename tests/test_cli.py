@@ -3,13 +3,20 @@ import json
 from pathlib import Path
 
 import pytest
+from models import generator
 from PIL import Image
 
 from hypernetworks import files
+from hypernetworks.catalog import Catalog
 from hypernetworks.cli import main, read_config
 from hypernetworks.config import TrainingConfig, options
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import ConfigError
+from hypernetworks.exporting import export
+from hypernetworks.generator_files import save_generator
+from hypernetworks.host import Folders
+from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.prompt import ActiveNetwork, ConditionSource
 
 NATIVE = Path(__file__).parent / "golden"
 
@@ -51,6 +58,31 @@ def test_training_and_generating_from_a_configuration_file(capsys, tmp_path):
     assert code == 0 and "one pair per width" in out and "1, 0.25, 1" in out and "linear" in out and "preview:" not in out
 
 
+def test_what_a_generator_makes_is_exported_and_refined(capsys, tmp_path):
+    host = DiffusersHost(None, Folders.below(tmp_path), device="cpu")
+    save_generator(generator(host.unet), tmp_path / "networks" / "maker.safetensors")
+    picture, home = PICTURES / "striped" / "01.png", ["--home", tmp_path]
+    code, out, err = run(capsys, "export", "maker", "--reference", picture, "--task2", "fresco", "--blend", "0.3", "--strength", "0.8", "--name", "fox", *home)
+    assert code == 0, err
+    (kept,) = (tmp_path / "data" / "references").iterdir()
+    active = ActiveNetwork("maker", 0.8, condition=ConditionSource("reference", kept.stem), second=ConditionSource("task", "fresco"), blend=0.3)
+    assert Path(out.strip()) == export(host, Catalog(tmp_path / "networks"), active, "fox").path
+    code, again, err = run(capsys, "export", f"<hypernet:maker:0.8:ref={kept.stem}:task2=fresco:blend=0.3>", "--name", "fox", *home)
+    assert code == 0 and again == out, err
+
+    ends_early = "<hypernet:maker:end=0.5:task=etching>"
+    code, out, err = run(capsys, "export", ends_early, *home)
+    assert code == 2 and "every sampling step" in err and err.count("\n") == 1
+    code, out, err = run(capsys, "export", ends_early, "--snapshot", *home)
+    assert code == 0 and "every sampling step" in err and Path(out.strip()).is_file()
+
+    code, out, err = run(capsys, "refine", "maker", "--task", "etching", "--dataset", PICTURES / "striped", "--max-steps", "2", "--name", "fox", *home)
+    assert code == 0 and "Finished after 2 steps" in out and len(list((tmp_path / "loras").glob("fox refined-*"))) == 1, err
+
+    code, out, err = run(capsys, "inspect", tmp_path / "networks" / "maker.safetensors")
+    assert code == 0 and "generator" in out and "etching, fresco" in out and "rank:" in out
+
+
 def test_converting_there_and_back_keeps_every_bit(capsys, tmp_path):
     native = next(NATIVE.glob("native*plain*.pt"))
     assert run(capsys, "convert", native, tmp_path / "a.safetensors")[0] == 0
@@ -77,6 +109,11 @@ def test_every_training_option_is_a_flag(capsys):
     (["train", "--max-steps", "many"], "max_steps"),
     (["train", "--preset", "stile"], "Style"),
     (["inspect", "missing.pt"], "missing.pt"),
+    (["export", "x", "--text", "y"], "There is no hypernetwork 'x'"),
+    (["export", "x", "--reference", "missing.png"], "missing.png"),
+    (["export", "x", "--text", "y", "--task", "z"], "One condition"),
+    (["refine", "x", "--text", "y", "--max-steps", "41"], "from 1 to 40"),
+    (["refine", "x", "--text", "y"], "which folder of pictures"),
     (["generate", "x", "--size", "100"], "multiple of 8"),
     (["generate", "x <hypernet:a:b>", "--model", "nowhere"], "nowhere"),
 ])

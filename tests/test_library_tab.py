@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
-from models import diffusers_unet
+from models import diffusers_unet, generator
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -56,7 +56,8 @@ def page(built, tmp_path):
     folders = Folders.below(tmp_path)
     folders.networks.mkdir()
     built.host.folders, built.jobs.current = folders, None
-    built.tab.library = built.tab.rows.library = Library(Catalog(folders.networks), folders)
+    library = built.tab.library = built.tab.rows.library = built.tab.exporting.library = Library(Catalog(folders.networks), folders)
+    built.tab.exporting.conditions.catalog = library.catalog
     put(folders, "ink", step=300, preview=preview_text(Image.new("RGB", (40, 40), "red")), date="2025-01-01", settings=json.dumps({"max_steps": 300}))
     put(folders, "fog", seed=2, base_model="sd_xl", date="2024-01-01")
     put(folders, "layers", {LAYER: 8}, date="2023-01-01")
@@ -219,11 +220,32 @@ def test_a_network_that_was_renamed_says_under_which_name_it_was_trained(page):
 
 
 def test_a_generator_is_shown_as_one(page):
-    generator = Hypernetwork(target_layers=["attn2"], embedding_dim=8, hidden_dim=8, rank=2, text_width=16).bind(diffusers_unet())
-    save_generator(generator, page.folders.networks / "maker.safetensors")
-    assert "maker generator" in text(page.tab.rows.refreshed("maker"))
+    made = Hypernetwork(target_layers=["attn2"], embedding_dim=8, hidden_dim=8, rank=2, text_width=16).bind(diffusers_unet())
+    made.metadata.update(base_model="small", dataset_size="40")
+    save_generator(made, page.folders.networks / "maker.safetensors")
+    assert "maker generator attn2, rank 2" in text(page.tab.rows.refreshed("maker"))
     shown = named(page.tab, page.tab.open("maker"), "_opened")
-    assert "makes weights from a condition" in shown["details"] and not shown["convert"]["interactive"] and not shown["resume"]["interactive"]
+    assert not shown["convert"]["interactive"] and not shown["resume"]["interactive"] and shown["export_box"]["visible"]
+    words = text(shown["details"])
+    for said in (
+        "generator of low-rank weights, rank 2", "a text or a reference picture", f"{len(made.layers)} projections (q, k, v, out of attn2)",
+        "0 steps, 40 pictures, with small", "cannot be converted to .pt or merged",
+    ):  # fmt: skip
+        assert said in words
+    assert not named(page.tab, page.tab.open("ink"), "_opened")["export_box"]["visible"]
+
+
+def test_a_generators_tasks_are_shown_and_offered(page):
+    save_generator(generator(diffusers_unet(), conditions=("task",)), page.folders.networks / "maker.safetensors")
+    shown = named(page.tab, page.tab.open("maker"), "_opened")
+    assert "Tasks etching, fresco" in text(shown["details"])
+    assert shown["condition_export"]["choices"] == ["A task"] and shown["task_export"]["choices"] == ["etching", "fresco"]
+
+
+def test_a_generator_is_neither_converted_nor_merged_and_says_so(page):
+    save_generator(generator(diffusers_unet()), page.folders.networks / "maker.safetensors")
+    assert "maker is a generator and cannot be written as a .pt" in page.tab.convert("maker", *ALL)[0]
+    assert "maker is a generator and cannot be merged" in merge(page, "mist", AVERAGE, ("ink", 1), ("maker", 1))["note"]
 
 
 def test_a_name_that_is_gone_is_one_sentence(page):

@@ -7,17 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypernetworks.errors import HypernetworkError
-from hypernetworks.prompt import ActiveNetwork, extract, tag
+from hypernetworks.prompt import ActiveNetwork, ConditionSource, extract, tag
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(min_size=1, max_size=30).filter(lambda name: name == name.strip() and name and not set(name) & set("<>:"))
+sources = st.none() | st.one_of(
+    st.builds(ConditionSource, st.just("text"), st.text(max_size=30) | st.text(alphabet="<>:#%=2 \n\\F\u2003", max_size=12)),
+    st.builds(ConditionSource, st.just("reference"), st.text(alphabet="0123456789abcdef", min_size=10, max_size=10)),
+    st.builds(ConditionSource, st.just("task"), st.text(min_size=1, max_size=20)),
+)
 
 
 @st.composite
 def networks(draw):
     start, end = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
     strengths = [draw(st.sampled_from([1.0, 0.0, 0.8, -0.3]) | numbers) for _ in range(6)]
-    return ActiveNetwork(draw(names), *strengths, start=start, end=end, uncond=draw(st.sampled_from([None, True, False])))
+    generated = {"condition": draw(sources), "second": draw(sources), "blend": draw(st.sampled_from([0.0, 0.5]) | st.floats(0, 1))}
+    return ActiveNetwork(draw(names), *strengths, start=start, end=end, uncond=draw(st.sampled_from([None, True, False])), **generated)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,17 @@ def networks(draw):
         ("< hypernet : oil : 2 : uncond = yes >", ActiveNetwork("oil", 2, uncond=True)),
         ("<hypernet:a=b:k=0>", ActiveNetwork("a=b", k=0)),
         ("<hypernet:стиль 水彩:0.5>", ActiveNetwork("стиль 水彩", 0.5)),
+        ("<hypernet:any:text=ink, 50% grey>", ActiveNetwork("any", condition=ConditionSource("text", "ink, 50% grey"))),
+        ("<hypernet:any:text=a%3A b=c>", ActiveNetwork("any", condition=ConditionSource("text", "a: b=c"))),
+        ("<hypernet:any:0.6:text=>", ActiveNetwork("any", 0.6, condition=ConditionSource("text", ""))),
+        ("<hypernet:any:REF=01234ABCDE>", ActiveNetwork("any", condition=ConditionSource("reference", "01234abcde"))),
+        ("<hypernet:any:task=night>", ActiveNetwork("any", condition=ConditionSource("task", "night"))),
+        ("<hypernet:any:task2=night>", ActiveNetwork("any", second=ConditionSource("task", "night"), blend=0.5)),
+        (
+            "<hypernet:any:blend=0.3:ref=0123456789:text2=ink>",
+            ActiveNetwork("any", condition=ConditionSource("reference", "0123456789"), second=ConditionSource("text", "ink"), blend=0.3),
+        ),
+        ("<hypernet:any:text=ink:blend=0.3>", ActiveNetwork("any", condition=ConditionSource("text", "ink"), blend=0.3)),
     ],
 )
 def test_a_tag_means(text, meaning):
@@ -74,6 +91,11 @@ def test_other_text_is_left_untouched(text):
         ("<hypernet:x:start=0.8:end=0.2>", "0.8 to 0.2"),
         ("<hypernet:x:start=-0.1>", "-0.1 to 1"),
         ("<hypernet:x:end=20>", "0 to 20"),
+        ("<hypernet:x:ref=cat.png>", "ten digits 0-9 and a-f of its hash, not by 'cat.png'"),
+        ("<hypernet:x:task=>", "needs a name"),
+        ("<hypernet:x:text=a:task=b>", "the condition is given twice"),
+        ("<hypernet:x:ref2=0123456789:task2=b>", "the second condition is given twice"),
+        ("<hypernet:x:text2=a:blend=2>", "share of the second condition from 0 to 1, not 2"),
     ],
 )
 def test_a_tag_that_cannot_be_read_is_named_with_its_reason(text, reason):
@@ -90,6 +112,8 @@ def test_a_tag_that_cannot_be_read_is_named_with_its_reason(text, reason):
         (ActiveNetwork("oil", v=0.5), "<hypernet:oil:v=0.5>"),
         (ActiveNetwork("oil", 0.8, k=0.5, v=0.5), "<hypernet:oil:0.8:0.5:0.5>"),
         (ActiveNetwork("oil", 2, end=0.5, uncond=False), "<hypernet:oil:2:end=0.5:uncond=0>"),
+        (ActiveNetwork("any", condition=ConditionSource("text", "5: <ink> #1 %")), "<hypernet:any:text=5%3A %3Cink%3E %231 %25>"),
+        (ActiveNetwork("any", second=ConditionSource("reference", "0123456789"), blend=0.5), "<hypernet:any:ref2=0123456789>"),
     ],
 )
 def test_the_tag_of_a_network_is_short(active, text):
@@ -139,7 +163,7 @@ def test_a_name_that_cannot_stand_in_a_tag_is_refused(name):
         tag(ActiveNetwork(name))
 
 
-@pytest.mark.parametrize("values", [dict(strength=math.nan), dict(k=math.inf), dict(start=0.6, end=0.5), dict(end=1.5)])
+@pytest.mark.parametrize("values", [dict(strength=math.nan), dict(k=math.inf), dict(start=0.6, end=0.5), dict(end=1.5), dict(blend=-0.1)])
 def test_values_that_cannot_be_are_refused_wherever_they_come_from(values):
     with pytest.raises(HypernetworkError):
         ActiveNetwork("oil", **values)

@@ -37,10 +37,11 @@ class WebUiHost:
 
     @property
     def folders(self) -> Folders:
-        """The web UI's own folder of hypernetworks, and one for pictures and runs beside its other data."""
+        """The web UI's own folders of hypernetworks and of LoRA files, and one for pictures and runs beside its other data."""
         networks = getattr(shared.cmd_opts, "hypernetwork_dir", None) or Path(paths.models_path) / "hypernetworks"
         chosen = str(getattr(shared.opts, "hypernetworks_data_folder", "") or "").strip()
-        return Folders(Path(networks).resolve(), Path(chosen or Path(paths.data_path) / "hypernetworks").resolve())
+        loras = getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora"  # extensions-builtin/Lora/preload.py:7
+        return Folders(Path(networks).resolve(), Path(chosen or Path(paths.data_path) / "hypernetworks").resolve(), Path(loras).resolve())
 
     @property
     def client_paths(self) -> bool:

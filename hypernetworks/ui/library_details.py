@@ -2,25 +2,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import TrainingConfig, options
 from ..errors import HypernetworkError
 from ..files import FileFacts
+from ..generator_files import GeneratorFacts
 from ..host import Folders
 from ..jobs import Curve
 from ..library import Details, Entry
 from ..prompt import ActiveNetwork, tag
 from .library_table import date_of, shortened, thumbnail
-from .markup import code, escape, file_size, note
+from .markup import code, escape, file_size, note, plural
 from .progress import chart
 from .result import PER_LAYER, PER_WIDTH
 
 SIDE = 256  # pixels of the picture, which the style sheet shows at 128: some screens have pixels to spare
 LONGEST = 300  # letters of a value that is shown
 MOST_SETTINGS = 80
-GENERATOR = "A generating hypernetwork makes weights from a condition; it is not switched on by a tag."
+CONDITIONS = {"text": "a text", "image": "a reference picture", "task": "a task"}
+GENERATOR = (
+    "It makes weights from a condition, for this extension while pictures are drawn. Exported as a LoRA file, the weights of one condition are "
+    "for every program. The generator itself cannot be converted to .pt or merged."
+)
 
 
 def panel(details: Details) -> str:
@@ -64,8 +69,8 @@ def _network_rows(details: Details) -> dict[str, str]:
     facts = details.facts
     if facts is None:
         return {}
-    if not isinstance(facts, FileFacts):
-        return {"Kind": "generator", "Trained": _trained(details), "Who can use it": GENERATOR}
+    if isinstance(facts, GeneratorFacts):
+        return _generator_rows(details, facts)
     return {
         "Kind": f"{len(facts.widths):,} pairs of networks, {details.entry.kind}",
         "Widths": ", ".join(map(str, details.entry.widths)),
@@ -75,6 +80,24 @@ def _network_rows(details: Details) -> dict[str, str]:
         "In the prompt": _tag(details.entry.name),
         "Who can read it": escape(PER_LAYER if facts.per_layer else PER_WIDTH),
     }
+
+
+def _generator_rows(details: Details, facts: GeneratorFacts) -> dict[str, str]:
+    about = facts.structure
+    return {
+        "Kind": f"generator of low-rank weights, rank {about.rank}",
+        "Makes them from": _either([CONDITIONS[kind] for kind in about.conditions]),
+        "Tasks": escape(shortened(", ".join(about.tasks), LONGEST)),
+        "For": f"{plural(len(facts.layers), 'projection')} ({', '.join(about.projections)} of {', '.join(about.target_layers)})",
+        "Structure": f"decoder {about.decoder} · latents of {about.embedding_dim:,} · hidden layers of {about.hidden_dim:,}",
+        "Trained": _trained(details),
+        "In the prompt": _tag(details.entry.name),
+        "Who can use it": escape(GENERATOR),
+    }
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _structure(facts: FileFacts) -> str:

@@ -12,6 +12,7 @@ from ..host import Host
 from ..jobs import Jobs
 from ..library import Library
 from . import compatibility
+from .export_box import ExportBox
 from .library_details import can_be_resumed, panel
 from .library_table import SORTINGS, Table
 from .markup import note
@@ -75,6 +76,7 @@ class LibraryTab:
                 self.add_button = gr.Button("Add to a merge", elem_id="hypernetworks_library_add", **about)
                 self.delete_button = gr.Button("Delete", variant="stop", elem_id="hypernetworks_library_delete", **about)
             self.details = gr.HTML(elem_id="hypernetworks_library_details")
+            self.exporting = ExportBox(self.host, self.library, self.jobs)
             self.notes = gr.Textbox(label="Notes", lines=3, placeholder="for whoever uses the file", elem_id="hypernetworks_library_notes")
             self.notes_button = gr.Button("Save notes", size="sm", elem_id="hypernetworks_library_save_notes")
             with gr.Row(equal_height=True):
@@ -101,6 +103,7 @@ class LibraryTab:
 
     def _wire(self) -> None:
         silent = {"show_progress": "hidden"}
+        self.exporting.wire(self.selected)
         listing, opened, acted = [self.search, self.sorting, self.selected], self._opened, self._acted
         self.refresh_button.click(self.rows.refreshed, listing, [self.table], queue=False, **silent)
         for event in (self.search.change, self.sorting.change):
@@ -125,7 +128,7 @@ class LibraryTab:
 
     @property
     def _opened(self) -> list[Any]:
-        return [self.selected, self.panel, self.details, self.notes, self.new_name, self.convert_button, self.resume_button]
+        return [self.selected, self.panel, self.details, self.notes, self.new_name, self.convert_button, self.resume_button, *self.exporting.offered]
 
     @property
     def _acted(self) -> list[Any]:
@@ -141,11 +144,11 @@ class LibraryTab:
     def _details(self, name: str) -> list[Any]:
         """What is shown of a network, nothing for no name. Raises `HypernetworkError` where there is none of that name."""
         if not name:
-            return ["", gr.update(visible=False), "", "", "", gr.update(), gr.update()]
+            return ["", gr.update(visible=False), "", "", "", gr.update(), gr.update(), *self.exporting.offer("")]
         details = self.library.details(name)
         convert = gr.update(value=f"Convert to {self._other(name)}", interactive=details.entry.kind == "per width")
         resume = gr.update(interactive=can_be_resumed(details.entry, self.library.folders))
-        return [name, gr.update(visible=True), panel(details), details.notes, details.entry.path.stem, convert, resume]
+        return [name, gr.update(visible=True), panel(details), details.notes, details.entry.path.stem, convert, resume, *self.exporting.offer(name)]
 
     def _other(self, name: str) -> str:
         return ".safetensors" if self.library.catalog.path(name).suffix.lower() == ".pt" else ".pt"

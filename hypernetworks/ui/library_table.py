@@ -136,7 +136,7 @@ def _problem(entry: Entry) -> str:
 def _facts(entry: Entry) -> str:
     cells = (
         entry.kind or entry.path.suffix.lower(),
-        ", ".join(map(str, entry.widths[:8])) or "–",
+        ", ".join(map(str, entry.widths[:8])) or escape(shortened(entry.makes, 60)) or "–",
         file_size(entry.size),
         "–" if entry.step is None else f"{entry.step:,}",
         escape(shortened(entry.base_model, 60)).replace("_", "_<wbr>") or "–",

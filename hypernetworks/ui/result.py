@@ -1,12 +1,13 @@
 """The file that came out of a run: what it is, who can read it, and the same network in A1111's format."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import FileFacts, describe, load, save, short_hash
 from ..prompt import ActiveNetwork, tag
-from .markup import code, escape, file_size
+from .markup import code, escape, file_size, note
 
 PER_LAYER = (
     "It has a pair of networks for every attention layer. This extension reads it, in every web UI and in the standalone app; "
@@ -31,6 +32,19 @@ def card(path: Path) -> str:
     }
     lines = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows.items())
     return f'<div class="hypernetworks-card"><h3>{escape(path.stem)} is ready</h3><dl>{lines}</dl></div>'
+
+
+def lora_card(path: Path, notes: Sequence[str] = ()) -> str:
+    """What is known about a LoRA file that was written, as HTML."""
+    rows = {
+        "File": code(path),
+        "Size": escape(file_size(path.stat().st_size)),
+        "In the prompt": code(f"<lora:{path.stem}:1>"),
+        "Who can read it": "Every program that reads LoRA files. A web UI lists it after a refresh of its Lora tab.",
+    }
+    lines = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows.items())
+    told = "".join(note(text, "warning") for text in notes)
+    return f'<div class="hypernetworks-card"><h3>{escape(path.stem)} is ready</h3><dl>{lines}</dl></div>{told}'
 
 
 def _trained(facts: FileFacts) -> str:

@@ -19,7 +19,7 @@ from . import compatibility, progress
 from .markup import escape, note
 from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
-from .result import card, write_pt
+from .result import card, lora_card, write_pt
 
 FIRST_PRESET = next(iter(PRESETS))  # is chosen, and its values are shown, in a new page
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
@@ -228,6 +228,8 @@ class TrainTab:
         path = None if job is None or running else job.path
         if path is None or not path.exists():
             return ["", gr.update(visible=False), gr.update(), gr.update(visible=False), "", gr.update()]
+        if path.parent == self.host.folders.loras:
+            return [lora_card(path), gr.update(visible=False), gr.update(), gr.update(visible=True, value=[str(path)]), "", gr.update()]
         try:
             can_be_pt, about = not describe(path).per_layer, card(path)
         except HypernetworkError as error:  # somebody has changed the file since
