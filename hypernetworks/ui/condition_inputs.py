@@ -1,0 +1,148 @@
+"""What a generator's weights are made for: the prompt, a text, a reference picture or a task, and a second one to blend with."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..catalog import Catalog
+from ..errors import HypernetworkError
+from ..host import Host
+from ..prompt import ActiveNetwork, ConditionSource
+from ..references import References
+from . import compatibility
+from .markup import code, data_uri, note
+
+PROMPT, TEXT, REFERENCE, TASK = "The prompt", "A text", "A reference picture", "A task"
+NEEDED = {PROMPT: "text", TEXT: "text", REFERENCE: "image", TASK: "task"}
+"""What can be chosen, and which kind of condition a generator must have been made for."""
+
+KIND_OF = {"text": TEXT, "reference": REFERENCE, "task": TASK}
+SIDE = 160  # pixels of the picture shown
+
+
+class SourceInput:
+    """One condition. Build it within a page; `inputs` are what is chosen, the text, the picture's hash and the task."""
+
+    def __init__(self, host: Host, label: str, ending: str, prefix: str) -> None:
+        self.host = host
+        self.kind = gr.Radio(choices=list(NEEDED), value=PROMPT, label=label, elem_id=f"{prefix}condition_{ending}")
+        self.text = gr.Textbox(
+            value="", label="Text", placeholder="for example: ink on rough paper", visible=False, elem_id=f"{prefix}text_{ending}"
+        )
+        with gr.Row(visible=False, elem_id=f"{prefix}reference_{ending}") as self.picture:
+            self.dropped = gr.File(
+                label="Drop a picture here: the effect follows it", file_types=["image"], height=SIDE, scale=1, min_width=160,
+                elem_id=f"{prefix}dropped_{ending}",
+            )  # fmt: skip
+            self.shown = gr.HTML(self.show(""), elem_id=f"{prefix}shown_{ending}")
+            # in the page but unseen: gradio tells no change of what is not in the page
+            self.reference = gr.Textbox(value="", show_label=False, elem_id=f"{prefix}hash_{ending}", elem_classes=["hypernetworks-hidden"])
+        self.task = gr.Dropdown(choices=[], value="", label="Task", allow_custom_value=True, visible=False, elem_id=f"{prefix}task_{ending}")
+        self.inputs = [self.kind, self.text, self.reference, self.task]
+        self.places = [self.kind, self.text, self.picture, self.task]
+        for component in self.inputs:  # a web UI would start with what was chosen yesterday (modules/ui_loadsave.py)
+            component.do_not_save_to_config = True
+        self.kind.change(self.places_for, [self.kind], self.places[1:], queue=False, show_progress="hidden")
+        self.dropped.upload(self.keep, [self.dropped, self.reference], [self.reference, self.shown, self.dropped], queue=False)
+        self.reference.change(self.show, [self.reference], [self.shown], queue=False, show_progress="hidden")
+
+    @property
+    def _references(self) -> References:
+        return References(self.host.folders.references)
+
+    def places_for(self, kind: str) -> list[Any]:
+        """Text, picture and task: the one that is chosen is shown."""
+        return [gr.update(visible=kind == one) for one in (TEXT, REFERENCE, TASK)]
+
+    def offer(self, conditions: Sequence[str], tasks: Sequence[str], kind: str, task: str) -> list[Any]:
+        """`places` for a generator that was made for these; what was chosen before stays where it can."""
+        choices = [one for one, needed in NEEDED.items() if needed in conditions]
+        kind = kind if kind in choices else choices[0]
+        chosen = task or (tasks[0] if tasks else "")  # a task that it does not know is told when it draws
+        text, picture, place = self.places_for(kind)
+        return [gr.update(choices=choices, value=kind), text, picture, place | {"choices": list(tasks), "value": chosen}]
+
+    def keep(self, files: Any, before: str) -> list[Any]:
+        """The hash of the picture that was dropped in, which is kept; the picture; and the place to drop the next one in."""
+        try:
+            name = self._references.keep(compatibility.uploaded(files)[0])
+            return [name, self.show(name), None]
+        except HypernetworkError as error:
+            return [before, note(str(error)), None]
+
+    def show(self, name: str) -> str:
+        """The picture with that hash, or why there is none."""
+        if not name:
+            return note("No picture yet.", "hint")
+        try:
+            picture = self._references.open(ConditionSource("reference", name).value)
+        except HypernetworkError as error:
+            return note(str(error))
+        return f'<figure class="hypernetworks-reference"><img src="{data_uri(picture, SIDE)}" alt=""><figcaption>{code(name)}</figcaption></figure>'
+
+    @staticmethod
+    def source(kind: str, text: str | None, reference: str | None, task: str | None) -> ConditionSource | None:
+        """What is chosen, from the values of `inputs`; None is the prompt. Raises `HypernetworkError` for what is still to be given."""
+        if kind == TEXT:
+            return ConditionSource("text", text or "")
+        if kind == REFERENCE:
+            if not reference:
+                raise HypernetworkError("Drop in a reference picture first, or choose something else to make the weights for.")
+            return ConditionSource("reference", reference)
+        return ConditionSource("task", task or "") if kind == TASK else None
+
+    @staticmethod
+    def values(source: ConditionSource | None) -> list[str]:
+        """What `inputs` show for it."""
+        shown = {kind: source.value if source is not None and source.kind == kind else "" for kind in KIND_OF}
+        return [PROMPT if source is None else KIND_OF[source.kind], shown["text"], shown["reference"], shown["task"]]
+
+
+class ConditionInputs:
+    """Two conditions and how they are blended, for one row; unseen unless its network is a generator."""
+
+    def __init__(self, host: Host, catalog: Catalog, number: int, prefix: str) -> None:
+        self.catalog = catalog
+        with gr.Column(visible=False, elem_id=f"{prefix}conditions_{number}") as self.box:
+            gr.HTML("This network is a <strong>generator</strong>: it makes its weights anew for what you choose here.")
+            self.first = SourceInput(host, "Make the weights for", f"{number}", prefix)
+            self.blend = gr.Slider(
+                minimum=0, maximum=1, step=0.05, value=0, label="Blend with something else", elem_id=f"{prefix}blend_{number}",
+                info="0 is what you chose above alone, 1 the second alone, 0.5 half of each.",
+            )  # fmt: skip
+            with gr.Column(visible=False, elem_id=f"{prefix}second_{number}") as self.second_box:
+                self.second = SourceInput(host, "Blend with", f"{number}_second", prefix)
+        self.inputs = [*self.first.inputs, *self.second.inputs, self.blend]
+        self.blend.do_not_save_to_config = True
+        self.blend.change(lambda share: gr.update(visible=share > 0), [self.blend], [self.second_box], queue=False, show_progress="hidden")
+
+    @property
+    def offered(self) -> list[gr.components.Component]:
+        """What `offer` changes."""
+        return [self.box, *self.first.places, *self.second.places, self.blend]
+
+    def offer(self, name: str, *values: Any) -> list[Any]:
+        """`offered` for the network of that name, with the values of `inputs` before. A network of the other kind has no condition."""
+        facts = self.catalog.describe_generator(name) if name else None
+        kind, _, _, task, second_kind, _, _, second_task, blend = values
+        if facts is None:
+            nothing = [gr.update(value=PROMPT, choices=list(NEEDED)), *[gr.update()] * 3]
+            return [gr.update(visible=False), *nothing, *nothing, gr.update(value=0)]
+        about = facts.structure.conditions, facts.structure.tasks
+        return [gr.update(visible=True), *self.first.offer(*about, kind, task), *self.second.offer(*about, second_kind, second_task), gr.update()]
+
+    @staticmethod
+    def chosen(values: Sequence[Any]) -> dict[str, Any]:
+        """Fields of `ActiveNetwork`, from the values of `inputs`. Raises as `SourceInput.source` does."""
+        *sources, blend = values
+        second = SourceInput.source(*sources[4:]) if blend else None
+        return {"condition": SourceInput.source(*sources[:4]), "second": second, "blend": float(blend or 0)}
+
+    @staticmethod
+    def values(active: ActiveNetwork | None) -> list[Any]:
+        """What `inputs` show for a network, or for none."""
+        if active is None:
+            return [*SourceInput.values(None), *SourceInput.values(None), 0.0]
+        return [*SourceInput.values(active.condition), *SourceInput.values(active.second), active.blend]
