@@ -44,7 +44,7 @@ class Extension:
         from .ui.generation_panel import GenerationPanel
 
         prefix = f"{'img2img' if is_img2img else 'txt2img'}_hypernetworks_"
-        panel = GenerationPanel(self.session.catalog, prefix, PASSES, is_img2img, self.web_ui.panel_open())
+        panel = GenerationPanel(self.host, self.session.catalog, prefix, PASSES, is_img2img, self.web_ui.panel_open())
         return panel, panel.infotext_fields(read_panel)
 
     def begin(self, p: Any, panel: Any, values: tuple[Any, ...]) -> None:

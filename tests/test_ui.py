@@ -93,8 +93,9 @@ class Session:
         self.catalog, self.active = catalog, []
 
     @contextmanager
-    def applied(self, host, active):
+    def applied(self, host, active, prompts):
         self.active.append(list(active))
+        self.prompts = list(prompts)
         yield SimpleNamespace(at_step=lambda step, steps: None, notes=["A width is left unused."] if active else [])
 
 
@@ -126,6 +127,8 @@ def page(built, tmp_path):
     built.jobs.current = None
     catalog = Catalog(built.host.folders.networks)
     built.generate.rows.catalog, built.generate.session = catalog, Session(catalog)
+    for conditions in built.generate.rows.conditions:
+        conditions.catalog = catalog
     yield built
     built.trainer.gate.set()
     if built.jobs.current:

@@ -40,7 +40,7 @@ class GenerateTab:
         side = self.host.model.resolution
         self.prompt = gr.Textbox(label="Prompt", lines=3, elem_id="hypernetworks_prompt", placeholder="What to draw")
         self.negative_prompt = gr.Textbox(label="Negative prompt", lines=1, elem_id="hypernetworks_negative_prompt", placeholder="What not to draw")
-        self.rows = NetworkRows(self.session.catalog)
+        self.rows = NetworkRows(self.host, self.session.catalog)
         with gr.Row():
             self.steps = gr.Slider(
                 minimum=1, maximum=100, step=1, value=20, label="Sampling steps", info="More take longer and look finer.", min_width=160,
@@ -102,7 +102,7 @@ class GenerateTab:
         )
 
     def _draw(self, request: GenerationRequest, active: Sequence[ActiveNetwork], show: Any) -> tuple[Image.Image, list[str]]:
-        with self.session.applied(self.host, active) as applied:
+        with self.session.applied(self.host, active, prompts=[request.prompt]) as applied:
 
             def before_step(step: int, steps: int) -> None:
                 applied.at_step(step, steps)
