@@ -139,10 +139,17 @@ class Strength:
         rows = self.overall.to(like.device, like.dtype) * factor
         return rows.view(-1, *[1] * (like.ndim - 1))
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its numbers can be read without waiting for a device."""
+        return not isinstance(self.overall, Tensor) or self.overall.device.type == "cpu"
+
     def key(self, part: str, block: str) -> tuple:
-        """Equal for equal strengths within one pass of the UNet."""
+        """Equal for equal strengths; where they are not known, for one and the same tensor, as long as that lives."""
         factor = self.factor(part, block)
-        return (id(self.overall), factor) if isinstance(self.overall, Tensor) else (self.overall * factor,)
+        if not isinstance(self.overall, Tensor):
+            return (self.overall * factor,)
+        return (*(self.overall.tolist() if self.is_known else [id(self.overall)]), factor)
 
     def is_zero(self, part: str, block: str) -> bool:
         """Whether the edit does nothing at all at a projection."""
@@ -205,12 +212,18 @@ class Attachment:
     In one pass every cross-attention layer gets the same context tensor. Networks that several layers share are evaluated on it once,
     before the first block: inside a block the result would be recorded within a checkpointed region, whose recomputation then
     finds it cached and breaks. A second pass before the first one's backward is fine without checkpointing only.
+
+    `frozen` promises that the networks' weights stay as they are as long as the attachment lives. What was evaluated on the CPU without
+    gradients is then kept for passes with the same context and strengths, also over `remove()` and `put_on()`. The context is compared with
+    a copy, value by value; on another device that would make the host wait at each pass.
     """
 
-    def __init__(self, unet: nn.Module, edits: Sequence[Edit]) -> None:
+    def __init__(self, unet: nn.Module, edits: Sequence[Edit], frozen: bool = False) -> None:
         self.evaluations = 0  # of small networks, since attached
-        self._context: Tensor | None = None
+        self._frozen = frozen
+        self._context: Tensor | None = None  # of the pass at hand, known by identity
         self._edited: dict[tuple, Tensor] = {}
+        self._seen: Tensor | None = None  # a copy of the context that `_edited` belongs to, where that outlives its pass
         self._handles: list[Any] = []
         self._unet, self._edits = unet, list(edits)
         self._projections = find_projections(unet)
@@ -236,7 +249,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forget()
+        self._end_pass()
 
     @staticmethod
     def _check_fit(projections: Sequence[Projection], edits: Sequence[Edit]) -> None:
@@ -286,22 +299,40 @@ class Attachment:
         residual = f(x.to(next(f.parameters()).dtype))
         if edit.observe is not None:
             edit.observe(x, residual)
-        return (x + edit.strength.at(chain.part, chain.block, residual) * residual).to(x.dtype)
+        return _add(x, residual, edit.strength.at(chain.part, chain.block, residual), in_place=edit.observe is None)
 
     def _evaluate_shared(self, chains: Sequence[_Chain]):
         def hook(unet: nn.Module, inputs: tuple, named: dict) -> None:
-            self._forget()
+            self._end_pass()
             context = _context_of(inputs, named)
             if context is None:
                 return
+            before = self._begin_pass(context)
             for chain in chains:
                 if chain.in_width == context.shape[-1]:
-                    self._evaluate_prefixes(chain, context)
+                    self._evaluate_prefixes(chain, context, before)
             self._context = context
 
         return hook
 
-    def _evaluate_prefixes(self, chain: _Chain, context: Tensor) -> None:
+    def _begin_pass(self, context: Tensor) -> dict[tuple, Tensor]:
+        """What is known from the pass before and holds for this one too."""
+        before, self._edited = self._edited, {}
+        if not self._outlives_its_pass(context):
+            self._seen = None
+            return {}
+        if self._seen is not None and self._seen.dtype == context.dtype and torch.equal(self._seen, context):
+            return before
+        self._seen = context.clone()
+        return {}
+
+    def _outlives_its_pass(self, context: Tensor) -> bool:
+        return (
+            self._frozen and not torch.is_grad_enabled() and context.device.type == "cpu"
+            and all(edit.strength.is_known and edit.observe is None for edit in self._edits if isinstance(edit, ResidualEdit))
+        )  # fmt: skip
+
+    def _evaluate_prefixes(self, chain: _Chain, context: Tensor, before: Mapping[tuple, Tensor]) -> None:
         """Fills in what is missing of the chain's results on the context, one link after another."""
         key, x = (), context
         for edit, f in chain.links:
@@ -309,16 +340,18 @@ class Attachment:
                 continue
             key = (*key, (id(f), *edit.strength.key(chain.part, chain.block)))
             if key not in self._edited:
-                self._edited[key] = self._add_residual(x, edit, f, chain)
+                self._edited[key] = before[key] if key in before else self._add_residual(x, edit, f, chain)
             x = self._edited[key]
 
     def _after_pass(self, unet: nn.Module, inputs: tuple, output: Any) -> None:
         if not torch.is_grad_enabled():
-            self._forget()
+            self._end_pass()
 
-    def _forget(self) -> None:
+    def _end_pass(self) -> None:
+        """No tensor is taken for the context any more, and what does not outlive the pass goes."""
         self._context = None
-        self._edited = {}
+        if self._seen is None:
+            self._edited = {}
 
 
 class _Chain:
@@ -361,6 +394,15 @@ def _add_low_rank(projection: Projection, edit: LowRankEdit):
         down, up = edit.weights[projection.name]
         x = inputs[0].to(down.dtype)
         delta = (x @ down.mT) @ up.mT  # [rows, tokens, out]
-        return (output + edit.strength.at(projection.part, projection.block, delta) * delta).to(output.dtype)
+        return _add(output, delta, edit.strength.at(projection.part, projection.block, delta))
 
     return hook
+
+
+def _add(x: Tensor, change: Tensor, strength: float | Tensor, in_place: bool = True) -> Tensor:
+    """x + strength * change, in x's dtype. Where no gradient is recorded, `change` is overwritten: a large tensor costs less than a new one."""
+    if not in_place or torch.is_grad_enabled() or torch.promote_types(x.dtype, change.dtype) != change.dtype:
+        return (x + strength * change).to(x.dtype)
+    if isinstance(strength, Tensor) or strength != 1:
+        change.mul_(strength)
+    return change.add_(x).to(x.dtype)

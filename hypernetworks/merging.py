@@ -108,7 +108,7 @@ def _not_one_network(parts: Sequence[Part]) -> str:
     """A sentence about why no single network does what the chain does; empty where one does."""
     for part in parts:
         structure = part.network.structure
-        if structure.activation != "linear" or structure.layer_norm:
+        if not structure.is_linear:
             bend = "layer norm" if structure.layer_norm else f"the activation {structure.activation}"
             return f"A chain with {part.name} cannot be one file, for {bend} makes it more than a linear map."
     first, widths = parts[0], {}

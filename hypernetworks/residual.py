@@ -86,6 +86,17 @@ class ResidualStructure:
         object.__setattr__(self, "dropout_structure", (0.0, *dropout[1:]) if any(dropout[1:]) else ())
         object.__setattr__(self, "activation", activation)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether f is linear but for its biases, f(x) = W x + b, once nothing is dropped."""
+        return self.activation == "linear" and not self.layer_norm
+
+    @property
+    def flattens(self) -> bool:
+        """Whether one layer does what these do with fewer operations: not where a narrow layer makes them the cheaper ones."""
+        operations = sum(a * b for a, b in zip(self.layer_structure, self.layer_structure[1:], strict=False))
+        return self.is_linear and not self.skip_connection and operations > 1
+
     def widths(self, width: int) -> tuple[int, ...]:
         """Widths of the layers of a network whose input has `width` values, rounded down as A1111 does (hypernetwork.py:55)."""
         widths = tuple(int(width * multiple) for multiple in self.layer_structure)
@@ -257,6 +268,31 @@ class ResidualHypernetwork(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 copies = {name: weight.detach().to(torch.float32, copy=True).contiguous() for name, weight in state.items()}
                 f.load_state_dict(copies, assign=True)
+
+
+def flattened(network: ResidualHypernetwork) -> ResidualHypernetwork:
+    """The same function for generation, in one layer per network: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2).
+
+    The network itself where its structure does not flatten. Computed in float32 where the weights are; x itself is no part of the matrix,
+    so that rounding to half precision touches the change alone.
+    """
+    if not network.structure.flattens:
+        return network
+    flat = ResidualHypernetwork(network.widths, ResidualStructure((1, 1)), initialization=None)
+    for key in network.keys:
+        flat.assign(key, [_flat_state(f) for f in network.pair(key)])
+    flat.name, flat.description, flat.step, flat.metadata = network.name, network.description, network.step, network.metadata
+    return flat.train(network.training)
+
+
+@torch.no_grad()
+def _flat_state(f: ResidualMLP) -> dict[str, Tensor]:
+    """The one layer's weights. Dropout lets everything through in generation."""
+    first, *rest = (module for module in f.linear if isinstance(module, nn.Linear))
+    weight, bias = first.weight.float(), first.bias.float()
+    for layer in rest:
+        weight, bias = layer.weight.float() @ weight, layer.weight.float() @ bias + layer.bias.float()
+    return {"linear.0.weight": weight, "linear.0.bias": bias}
 
 
 def _check_widths(widths: Mapping[Key, int]) -> None:

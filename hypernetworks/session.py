@@ -22,7 +22,7 @@ from .host import GenerationRequest, Host, Row, StepCallback
 from .lora import Weights, select_rows
 from .networks import acts_on_uncond
 from .prompt import ActiveNetwork, extract
-from .residual import ResidualHypernetwork
+from .residual import ResidualHypernetwork, flattened
 from .schedule import strength_at
 
 Network = ResidualHypernetwork | Hypernetwork
@@ -80,7 +80,7 @@ class Applied:
         self.notes = list(notes)
         self.links = list(links)
         self._host = host
-        self._attachment = Attachment(host.unet, [link.edit for link in links]) if links else None
+        self._attachment = Attachment(host.unet, [link.edit for link in links], frozen=True) if links else None
         self.at_step(0, 1)
 
     def at_step(self, step: int, steps: int) -> None:
@@ -201,13 +201,14 @@ class Session:
             raise HypernetworkError(f"The hypernetwork {name!r} cannot be used. {error}") from error
 
     def _load(self, name: str, host: Host) -> Network:
-        """A residual network on the host's device and in its dtype; the catalog's own stays as it was read. A generator stays on the CPU."""
+        """A residual network on the host's device, in its dtype and in as few layers as it takes; the catalog's own stays as it was read.
+        A generator stays on the CPU."""
         with torch.inference_mode(False):
             network = self.catalog.load(name)
-            if isinstance(network, Hypernetwork) or _is_placed(network, host):
+            if isinstance(network, Hypernetwork) or (_is_placed(network, host) and not network.structure.flattens):
                 return network.eval()
             if network not in self._placed or not _is_placed(self._placed[network], host):
-                self._placed[network] = copy.deepcopy(network).to(host.device, host.dtype).eval()
+                self._placed[network] = flattened(copy.deepcopy(network).to(host.device)).to(host.dtype).eval()
             return self._placed[network]
 
 

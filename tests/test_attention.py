@@ -1,15 +1,18 @@
 """Edits on a UNet against the formula x + m f(x), written out with plain hooks; and that nothing is left behind."""
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import LdmUNet, diffusers_unet
 
-from hypernetworks.attention import LowRankEdit, ResidualEdit, Strength, attached, find_projections, network_widths
+from hypernetworks.attention import Attachment, LowRankEdit, ResidualEdit, Strength, attached, find_projections, network_widths
 from hypernetworks.errors import ModelUnfit
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 
 UNET = diffusers_unet()
+BARE = copy.deepcopy(UNET)  # never gets a hook
 X, CONTEXT = torch.randn(2, 4, 8, 8, generator=torch.manual_seed(1)), torch.randn(2, 7, 16, generator=torch.manual_seed(2))
 
 
@@ -143,6 +146,72 @@ def test_equal_contexts_of_two_passes_are_not_taken_for_one():
         got = predict(context=context)
     with torch.no_grad(), attached(UNET, [ResidualEdit(one)]):
         assert torch.equal(got, predict(context=CONTEXT * 2))
+
+
+def test_without_gradients_not_a_bit_differs_from_the_formula():
+    one = network(activation="swish")
+    with torch.no_grad():
+        for strength in (1.0, 0.7):
+            with attached(UNET, [ResidualEdit(one, Strength(strength))]):
+                assert torch.equal(predict(), by_formula(BARE, (one, lambda p, strength=strength: strength)))
+
+
+def evaluations(attachment, context=CONTEXT):
+    """How many networks one pass evaluates; put on before it and taken off after it, as web UIs do."""
+    before = attachment.evaluations
+    attachment.put_on()
+    with torch.no_grad():
+        predict(context=context)
+    attachment.remove()
+    return attachment.evaluations - before
+
+
+def test_frozen_networks_are_evaluated_again_only_for_another_context_or_strength():
+    edit = ResidualEdit(network(targets=("attn2",)), Strength([0.0, 0.5]))
+    attachment, context = Attachment(UNET, [edit], frozen=True), CONTEXT.clone()
+    assert evaluations(attachment, context) == 2
+    edit.strength = Strength([0.0, 0.5])
+    assert evaluations(attachment, context.clone()) == 0  # equal values in other tensors
+    edit.strength = Strength([0.5, 0.5])
+    assert evaluations(attachment, context) == 2
+    context[1, 3, 5] += 1e-6  # the same tensor, other values
+    assert evaluations(attachment, context) == 2
+    assert evaluations(attachment, context[:, :5]) == 2
+    assert hooks(UNET) == 0
+
+
+def test_what_frozen_networks_keep_is_what_they_give():
+    one, two, other = network(seed=1), network(seed=2, targets=("attn2",)), CONTEXT.flip(1)
+    edits = [ResidualEdit(one, Strength(0.6)), ResidualEdit(two, Strength(0.3, output=2.0))]
+    with torch.no_grad():
+        expected = {}
+        for name, context in (("first", CONTEXT), ("other", other)):
+            with attached(UNET, edits):
+                expected[name] = predict(context=context)
+        attachment = Attachment(UNET, edits, frozen=True)
+        for name, context in (("first", CONTEXT), ("first", CONTEXT.clone()), ("other", other), ("first", CONTEXT)):
+            attachment.put_on()
+            assert torch.equal(predict(context=context), expected[name])
+            attachment.remove()
+
+
+def test_networks_that_may_change_are_evaluated_at_each_pass():
+    one = network()
+    with torch.no_grad(), attached(UNET, [ResidualEdit(one)]):
+        predict()
+        for parameter in one.parameters():
+            parameter.mul_(0.5)
+        got = predict()
+        assert torch.equal(got, by_formula(BARE, (one, lambda p: 1.0)))
+
+
+def test_frozen_networks_keep_nothing_that_has_gradients():
+    attachment = Attachment(UNET, [ResidualEdit(network(targets=("attn2",)))], frozen=True)
+    attachment.put_on()
+    predict()
+    predict()
+    attachment.remove()
+    assert attachment.evaluations == 4
 
 
 def gradients(unet, one, checkpointing):

@@ -1,5 +1,6 @@
 """f against its formula, initial weights, and what a structure refuses."""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hypernetworks.errors import ConfigError
-from hypernetworks.residual import ACTIVATIONS, INITIALIZATIONS, ResidualHypernetwork, ResidualStructure
+from hypernetworks.residual import ACTIVATIONS, INITIALIZATIONS, ResidualHypernetwork, ResidualStructure, flattened
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -324,3 +325,41 @@ def test_f_keeps_the_shape_for_every_structure_and_number_of_dimensions(width, i
     f = single(structure, width)
     x = torch.randn(*[2] * dimensions, width)
     assert f(x).shape == x.shape
+
+
+@pytest.mark.parametrize("structure", [
+    ResidualStructure((1, 2, 1)), ResidualStructure((1, 0.5, 2, 1.5, 1)), ResidualStructure((1, 2, 1), dropout_structure=(0, 0.5, 0)),
+    ResidualStructure((1, 2, 1), activate_output=True),
+])  # fmt: skip
+def test_a_linear_chain_flattens_to_one_matrix_and_one_bias(structure):
+    network = ResidualHypernetwork({12: 12, 20: 20}, structure, "XavierNormal", 1).eval()
+    for width in network.keys:
+        for f in network.pair(width):
+            shuffled(f)
+    network.name, network.step, network.metadata["uncond"] = "ink", 7, "no"
+    flat = flattened(network)
+    assert flat.structure.layer_structure == (1, 1) and flat.keys == network.keys and not flat.training
+    assert (flat.name, flat.step, flat.metadata["uncond"]) == ("ink", 7, "no")
+    for width in network.keys:
+        for f, one in zip(network.pair(width), flat.pair(width), strict=True):
+            x = torch.randn(2, 5, width)
+            expected = by_formula(copy.deepcopy(f).double(), x.double(), structure)
+            torch.testing.assert_close(one(x).double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("structure", [
+    ResidualStructure((1, 2, 1), "relu"), ResidualStructure((1, 2, 1), layer_norm=True), ResidualStructure((1, 0.25, 1)),
+    ResidualStructure((1, 0.5, 1)), ResidualStructure((1, 1)), ResidualStructure((1, 2, 1), skip_connection=True),
+])  # fmt: skip
+def test_what_is_no_linear_chain_or_cheaper_as_it_is_stays(structure):
+    network = ResidualHypernetwork({12: 12}, structure, "XavierNormal", 1)
+    assert flattened(network) is network
+
+
+def test_half_precision_rounds_the_change_of_a_flattened_network_and_not_what_it_is_added_to():
+    network = ResidualHypernetwork({64: 64}, ResidualStructure((1, 2, 1)), "Normal", 1).eval()
+    f = flattened(network).to(torch.bfloat16).pair(64)[0]
+    x = torch.randn(2, 5, 64)
+    change = network.pair(64)[0](x)
+    assert change.abs().max() < 0.02 * x.abs().max()
+    assert (f(x.bfloat16()).float() - change).abs().max() < 0.03 * change.abs().max()

@@ -21,6 +21,14 @@ def network(name, widths, seed):
     return made.eval()
 
 
+def linear(name, widths, seed):
+    made = ResidualHypernetwork(widths, ResidualStructure((1, 2, 1)), initialization="KaimingNormal", seed=seed)
+    for weight in made.parameters():
+        weight.data += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    made.name = name
+    return made.eval()
+
+
 class StandInCatalog:
     """Networks by name."""
 
@@ -46,6 +54,7 @@ def session():
         network("sd1", {320: 320, 640: 640, 768: 768, 1280: 1280}, seed=3),
         network("part", {96: 96, 768: 768}, seed=4),
         network("layer", {LAYER: 96}, seed=5),
+        linear("straight", {48: 48, 96: 96, 128: 128}, seed=7),
         network("foreign", {f"down_blocks.{i}.attentions.7.transformer_blocks.0.attn1": 96 for i in range(6)}, seed=6),
     ))
 
@@ -227,6 +236,25 @@ def test_a_network_that_fits_in_part_works_and_says_what_is_left_unused(host, se
         changed = predict(host)
     assert applied.notes == ["Of the hypernetwork 'part' 1 of 2 widths are left unused: the model embedded has no width 768."]
     assert not torch.equal(bare, changed)
+
+
+def test_a_linear_network_works_as_it_stands_in_its_file_in_one_layer(host, session):
+    with session.applied(host, [ActiveNetwork("straight", 0.8)]) as applied:
+        assert applied.links[0].edit.network.structure.layer_structure == (1, 1)
+        found = predict(host)
+    network = session.catalog.load("straight")
+    assert network.structure.layer_structure == (1, 2, 1)
+    torch.testing.assert_close(found, predict_with(host, (network, Strength(0.8))), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, predict(host), atol=1e-2)
+
+
+def test_over_the_steps_of_a_picture_the_context_is_evaluated_once(host, session):
+    with session.applied(host, [ActiveNetwork("ink", 0.7)]) as applied:
+        for step in range(4):
+            applied.at_step(step, 4)
+            found = predict(host)
+        assert applied._attachment.evaluations == 2  # K and V
+    assert torch.equal(found, predict_with(host, (session.catalog.load("ink"), Strength(0.7))))
 
 
 def test_a_network_per_layer_changes_its_layer(host, session):
