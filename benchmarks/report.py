@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ def write_figures(path: Path | None, figures: Mapping[str, float], **more: Any) 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"figures": {name: round(float(value), 6) for name, value in figures.items()}, **more}, indent=1)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def in_new_process(call: Callable[..., Any], *values: Any) -> Any:
+    """What `call` gives in a Python of its own, where nothing has been read or kept and where all memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(call, *values).result()
 
 
 def kept(folder: Path, name: str, settings: Any, make: Callable[[], Any]) -> Any:

@@ -6,14 +6,23 @@ import difflib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import HypernetworkError
 from .files import SUFFIXES, FileFacts, describe, load
 from .generator import Hypernetwork
 from .generator_files import GeneratorFacts, describe_generator, is_generator, load_generator
 from .residual import ResidualHypernetwork
+
+
+class File(NamedTuple):
+    """A file as the last look at the folder found it: while time and size stay, it is taken for unchanged."""
+
+    path: Path
+    time: int  # of the last change, nanoseconds since 1970; 0 where a link leads nowhere
+    size: int  # bytes
 
 
 class Catalog:
@@ -27,21 +36,34 @@ class Catalog:
         """`loaded`: how many networks are kept in memory."""
         self.folder = Path(folder)
         self._most_loaded = loaded
-        self._listing: tuple[list[str], dict[str, Path]] | None = None
+        self._found: dict[str, tuple[int, int]] | None = None  # path within the folder -> time and size
+        self._shown: dict[str, str] = {}  # name -> path within the folder
+        self._paths: dict[str, Path] = {}  # every accepted name -> path
+        self._files: dict[str, File] | None = None
         self._networks: OrderedDict[tuple[Path, int, int], ResidualHypernetwork | Hypernetwork] = OrderedDict()
         self._lock = threading.RLock()  # web UIs generate and list from different threads
 
     def names(self) -> list[str]:
         """One name per hypernetwork, in alphabetical order, from the last listing."""
         with self._lock:
-            return list(self._listed()[0])
+            self._look()
+            return list(self._shown)
+
+    def files(self) -> Mapping[str, File]:
+        """The file of each of the names, from the last listing; the same object again while that found no change."""
+        with self._lock:
+            self._look()
+            if self._files is None:
+                self._files = {name: File(self._paths[name], *self._found[within]) for name, within in self._shown.items()}
+            return self._files
 
     def path(self, name: str) -> Path:
         """The file of that name; an unknown one is looked for again. Raises `HypernetworkError` that names similar ones."""
         with self._lock:
-            if name not in self._listed()[1]:
+            self._look()
+            if name not in self._paths:
                 self.refresh()
-            names, paths = self._listed()
+            names, paths = list(self._shown), self._paths
         if name in paths:
             return paths[name]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -79,15 +101,18 @@ class Catalog:
             return None
 
     def refresh(self) -> None:
-        """Looks at the folder again."""
-        listing = _list(self.folder)
+        """Looks at the folder again: one question to the disk per file, and nothing else where no name has come or gone."""
+        found = _find(self.folder)
         with self._lock:
-            self._listing = listing
+            if found == self._found:
+                return
+            if self._found is None or found.keys() != self._found.keys():
+                self._shown, self._paths = _named(self.folder, found)
+            self._found, self._files = found, None
 
-    def _listed(self) -> tuple[list[str], dict[str, Path]]:
-        if self._listing is None:
-            self._listing = _list(self.folder)
-        return self._listing
+    def _look(self) -> None:
+        if self._found is None:
+            self.refresh()
 
 
 def _stamp(path: Path, name: str) -> tuple[int, int]:
@@ -98,33 +123,57 @@ def _stamp(path: Path, name: str) -> tuple[int, int]:
     return about.st_mtime_ns, about.st_size
 
 
-def _list(folder: Path) -> tuple[list[str], dict[str, Path]]:
-    """The names to show, and every accepted name -> path."""
-    names, paths = [], {}
-    for _, _, path, suffix in sorted(
-        (SUFFIXES.index(suffix.lower()), path.count("/"), path, suffix) for path, suffix in _files(folder)
-    ):
-        if path in paths:  # a .pt beside the safetensors of the same name
-            continue
-        name = path.rpartition("/")[2]
-        names.append(path if name in paths else name)
-        paths[path] = folder / (path + suffix)
-        paths.setdefault(name, paths[path])
-    return sorted(names, key=lambda name: (name.lower(), name)), paths
-
-
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """(path within the folder without suffix, suffix) of every file; symbolic links are followed, but never in a circle."""
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+def _find(folder: Path) -> dict[str, tuple[int, int]]:
+    """Path within the folder -> (time, size) of every file; symbolic links are followed, but never in a circle."""
+    found, left, seen = {}, [(os.fspath(folder), "")], set()
+    while left:
+        root, within = left.pop()
         real = os.path.realpath(root)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        within = Path(root).relative_to(folder).as_posix()
-        for stem, suffix in map(os.path.splitext, files):
-            # "None" stands for no hypernetwork in A1111's dropdowns, where such a file is not listed either
-            if suffix.lower() in SUFFIXES and not stem.startswith(".") and stem != "None":
-                yield stem if within == "." else f"{within}/{stem}", suffix
+        folders = []
+        for entry in _entries(root):
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append((entry.path, f"{within}{name}/"))
+            elif name.lower().endswith(SUFFIXES):
+                found[within + name] = _time_and_size(entry)
+        left += sorted(folders, reverse=True)
+    return found
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:  # not there, or not ours to read
+        return []
+
+
+def _time_and_size(entry: os.DirEntry) -> tuple[int, int]:
+    try:
+        about = entry.stat()
+    except OSError:  # a link that leads nowhere is listed too, to be removed
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
+
+
+def _named(folder: Path, found: Iterable[str]) -> tuple[dict[str, str], dict[str, Path]]:
+    """The names to show -> path within the folder, and every accepted name -> path."""
+    shown, paths = {}, {}
+    for _, _, stem, suffix in sorted(map(_ranked, found)):
+        name = stem.rpartition("/")[2]
+        if stem in paths or name == "None":  # a .pt beside the safetensors; "None" stands for no hypernetwork in A1111's dropdowns
+            continue
+        shown[stem if name in paths else name] = stem + suffix
+        paths[stem] = folder / (stem + suffix)
+        paths.setdefault(name, paths[stem])
+    return dict(sorted(shown.items(), key=lambda item: (item[0].lower(), item[0]))), paths
+
+
+def _ranked(within: str) -> tuple[int, int, str, str]:
+    """(rank of the format, depth, path without suffix, suffix): of files that have a name in common the first in order has it."""
+    stem, suffix = os.path.splitext(within)
+    return SUFFIXES.index(suffix.lower()), stem.count("/"), stem, suffix

@@ -27,7 +27,7 @@ def read_metadata(path: str | Path) -> dict[str, str] | None:
     Only the metadata is decoded, not the list of weights behind it, which takes ten times as long. Raises OSError.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             length, text = _header(file)
             last = _LAST_OFFSET.search(text, max(0, len(text) - 256))
             if not text.startswith(_START) or last is None or os.fstat(file.fileno()).st_size != 8 + length + int(last[1]):

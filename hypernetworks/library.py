@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import merging
-from .catalog import Catalog
+from .catalog import Catalog, File
 from .checkpoint import Row, RunFolder
 from .errors import ConfigError, FileRefused, HypernetworkError, NameTaken
 from .files import FORMAT, SUFFIXES, VERSION, FileFacts, check_name, describe, load, save, short_hash
@@ -71,7 +71,8 @@ class Library:
 
     def __init__(self, catalog: Catalog, folders: Folders) -> None:
         self.catalog, self.folders = catalog, folders
-        self._entries: dict[tuple[str, tuple[int, int], str], Entry] = {}
+        self._listed: Mapping[str, File] = {}
+        self._entries: dict[str, tuple[File, Entry]] = {}
 
     def entries(self) -> list[Entry]:
         """One entry per name, from another look at the folder. A damaged file is an entry with its sentence.
@@ -79,21 +80,20 @@ class Library:
         Of a safetensors file only the metadata is read, and that once while neither its time nor its size changes.
         """
         self.catalog.refresh()
-        known, listed = self._entries, {}
-        for name in self.catalog.names():
-            path = self.catalog.path(name)
-            where = os.fspath(path)
-            key = (where, _stamp(where), name)
-            listed[key] = known.get(key) or _entry(name, path, key[1])
-        self._entries = listed
-        return list(listed.values())
+        files = self.catalog.files()
+        if files is not self._listed:
+            known = self._entries
+            self._entries = {name: _kept(known.get(name), file) or (file, _entry(name, file)) for name, file in files.items()}
+            self._listed = files
+        return [entry for _, entry in self._entries.values()]
 
     def details(self, name: str) -> Details:
         """What is known about the network of that name. Raises `HypernetworkError` only where there is none of that name."""
         path = self._path(name)
-        stamp, (facts, problem) = _stamp(path), _read(path)
-        entry = _problem(name, path, stamp, problem) if facts is None else _known(name, path, stamp, facts)
-        self._entries[os.fspath(path), stamp, name] = entry  # now a .pt has its line in the table too
+        file, (facts, problem) = _file(path), _read(path)
+        entry = _problem(name, file, problem) if facts is None else _known(name, file, facts)
+        if name in self._entries:
+            self._entries[name] = file, entry  # now a .pt has its line in the table too
         run = self._run(path)
         return Details(
             entry, facts, _hash(path), _notes(path, facts), settings({} if facts is None else facts.metadata), self.preview(path),
@@ -231,27 +231,32 @@ def settings(metadata: Mapping[str, str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _stamp(path: str | Path) -> tuple[int, int]:
-    """Time in nanoseconds and size of a file; a link that leads nowhere has neither."""
+def _file(path: Path) -> File:
+    """The file as it is now; a link that leads nowhere has neither time nor size."""
     try:
         about = os.stat(path)
     except OSError:
-        return 0, 0
-    return about.st_mtime_ns, about.st_size
+        return File(path, 0, 0)
+    return File(path, about.st_mtime_ns, about.st_size)
 
 
-def _entry(name: str, path: Path, stamp: tuple[int, int]) -> Entry:
+def _kept(known: tuple[File, Entry] | None, file: File) -> tuple[File, Entry] | None:
+    """What is known of the file, unless it has changed since."""
+    return known if known is not None and known[0] == file else None
+
+
+def _entry(name: str, file: File) -> Entry:
     """The file's line, from its metadata if that is all in order, else from whatever `describe` makes of it."""
-    if path.suffix.lower() == ".pt":
-        return Entry(name, path, stamp[1], stamp[0] / 1e9, problem="" if stamp[1] else _read(path)[1])
+    if file.path.suffix.lower() == ".pt":
+        return _problem(name, file, "" if file.size else _read(file.path)[1])
     try:
-        return _from_metadata(name, path, stamp, read_metadata(path) or {})
+        return _from_metadata(name, file, read_metadata(file.path) or {})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        facts, problem = _read(path)
-    return _problem(name, path, stamp, problem) if facts is None else _known(name, path, stamp, facts)
+        facts, problem = _read(file.path)
+    return _problem(name, file, problem) if facts is None else _known(name, file, facts)
 
 
-def _from_metadata(name: str, path: Path, stamp: tuple[int, int], metadata: Mapping[str, str]) -> Entry:
+def _from_metadata(name: str, file: File, metadata: Mapping[str, str]) -> Entry:
     """Raises ValueError, TypeError or KeyError for metadata that does not describe a network."""
     kind, widths, makes = metadata.get("kind"), (), ""
     if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, str(VERSION)) or kind not in ("residual", GENERATOR):
@@ -263,22 +268,21 @@ def _from_metadata(name: str, path: Path, stamp: tuple[int, int], metadata: Mapp
     else:
         architecture = json.loads(metadata.get("architecture", ""))
         makes = _makes(map(str, architecture["target_layers"]), int(architecture["rank"]))
-    return Entry(
-        name, path, stamp[1], _date(metadata, stamp), kind, widths, makes, int(metadata.get("step", "")), metadata.get("base_model", "")
-    )
+    step, base_model = int(metadata.get("step", "")), metadata.get("base_model", "")
+    return Entry(name, file.path, file.size, _date(metadata, file), kind, widths, makes, step, base_model)
 
 
-def _known(name: str, path: Path, stamp: tuple[int, int], facts: Facts) -> Entry:
+def _known(name: str, file: File, facts: Facts) -> Entry:
     residual = isinstance(facts, FileFacts)
     return Entry(
-        name, path, stamp[1], _date(facts.metadata, stamp), _kind(facts.keys) if residual else GENERATOR,
+        name, file.path, file.size, _date(facts.metadata, file), _kind(facts.keys) if residual else GENERATOR,
         tuple(sorted(set(facts.widths.values()))) if residual else (),
         "" if residual else _makes(facts.structure.target_layers, facts.structure.rank), facts.step, facts.metadata.get("base_model", ""),
     )  # fmt: skip
 
 
-def _problem(name: str, path: Path, stamp: tuple[int, int], problem: str) -> Entry:
-    return Entry(name, path, stamp[1], stamp[0] / 1e9, problem=problem)
+def _problem(name: str, file: File, problem: str) -> Entry:
+    return Entry(name, file.path, file.size, file.time / 1e9, problem=problem)
 
 
 def _makes(target_layers: Iterable[str], rank: int) -> str:
@@ -295,13 +299,13 @@ def _kind(keys: Iterable[object]) -> str:
     return "per layer" if any(isinstance(key, str) for key in keys) else "per width"
 
 
-def _date(metadata: Mapping[str, str], stamp: tuple[int, int]) -> float:
+def _date(metadata: Mapping[str, str], file: File) -> float:
     """When the network was made, in seconds since 1970; else when the file was written."""
     try:
         date = datetime.fromisoformat(metadata["date"].replace("Z", "+00:00")).timestamp()
-        return date if 0 < date < 2**32 else stamp[0] / 1e9
+        return date if 0 < date < 2**32 else file.time / 1e9
     except (KeyError, ValueError, OverflowError, OSError):
-        return stamp[0] / 1e9
+        return file.time / 1e9
 
 
 def _read(path: Path) -> tuple[Facts | None, str]:

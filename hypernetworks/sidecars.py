@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ def belonging(path: Path) -> list[Path]:
 
 def picture_beside(path: Path) -> Path | None:
     """The picture that a web UI's card shows for the network's file."""
-    return next((picture for ending in PREVIEWS if (picture := path.with_name(path.stem + ending)).is_file()), None)
+    stem = os.path.splitext(path)[0]  # text, not paths: a table asks for hundreds of them
+    return next((Path(stem + ending) for ending in PREVIEWS if os.path.isfile(stem + ending)), None)
 
 
 def move(moves: Sequence[Move], what: str) -> None:

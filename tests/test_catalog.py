@@ -177,3 +177,21 @@ def test_a_generator_is_loaded_by_its_name_too_and_the_same_again(tmp_path):
     assert isinstance(catalog.load("oil"), ResidualHypernetwork)
     assert catalog.describe_generator("any").structure.tasks == ("day", "night")
     assert catalog.describe_generator("oil") is None and catalog.describe_generator("gone") is None
+
+
+def test_files_are_the_same_object_until_one_changes(folder):
+    catalog = Catalog(folder)
+    before, path = catalog.files(), folder / "striped.safetensors"
+    assert list(before) == catalog.names() and before["striped"] == (path, path.stat().st_mtime_ns, path.stat().st_size)
+    catalog.refresh()
+    assert catalog.files() is before
+    os.utime(path, ns=(1, 1))
+    assert catalog.files() is before  # no look without a refresh
+    catalog.refresh()
+    assert catalog.files()["striped"].time == 1 and catalog.files()["dotted"] == before["dotted"]
+
+
+def test_two_ways_to_one_folder_are_listed_once_and_the_first_in_order_counts(folder):
+    (folder / "another way").symlink_to(folder / "styles", target_is_directory=True)
+    assert Catalog(folder).path("dotted") == folder / "another way" / "dotted.safetensors"
+    assert Catalog(folder).names().count("dotted") == 1
