@@ -189,7 +189,7 @@ class ForgeHost(WebUiHost):
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
         """As `WebUiHost.generate`. Drawing happens in inference mode, and weights that were moved meanwhile are made fit for training again."""
         unet = self.unet
-        trained = not any(parameter.is_inference() for parameter in unet.parameters())
+        trained = not any(_is_inference(parameter) for parameter in unet.parameters())
         try:
             with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext():
                 return super().generate(request, on_step)
@@ -273,11 +273,21 @@ def leave_inference_mode(module: nn.Module) -> None:
     with torch.inference_mode(False), torch.no_grad():
         for part in module.modules():
             for name, parameter in part._parameters.items():
-                if parameter is not None and parameter.is_inference():
+                if parameter is not None and _is_inference(parameter):
                     part._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             for name, buffer in part._buffers.items():
-                if buffer is not None and buffer.is_inference():
+                if buffer is not None and _is_inference(buffer):
                     part._buffers[name] = buffer.detach().clone()
+
+
+def _is_inference(tensor: torch.Tensor) -> bool:
+    """Whether it was made in inference mode. One that `Module.to` has moved to another device outside that mode denies it, and still has no
+    version counter, which backward asks for."""
+    try:
+        tensor._version  # noqa: B018
+    except RuntimeError:
+        return True
+    return tensor.is_inference()
 
 
 @contextmanager
