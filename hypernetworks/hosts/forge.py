@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import WebUiHost, changed_attributes, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
 
 
 class _Forge:
@@ -151,7 +151,7 @@ class ForgeHost(WebUiHost):
         sd_model = self._sd_model
         if hasattr(sd_model, "set_clip_skip"):
             sd_model.set_clip_skip(self.model.clip_skip)
-        with torch.inference_mode():
+        with _without_lora(sd_model), torch.inference_mode():
             self._names.memory.load_models_gpu([sd_model.forge_objects_original.clip.patcher])
             found = sd_model.get_learned_conditioning([prompt])
         with torch.inference_mode(False), torch.no_grad():
@@ -191,7 +191,7 @@ class ForgeHost(WebUiHost):
         unet = self.unet
         trained = not any(_is_inference(parameter) for parameter in unet.parameters())
         try:
-            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext():
+            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext(), _without_lora(self._sd_model):
                 return super().generate(request, on_step)
         finally:
             if trained:
@@ -206,7 +206,7 @@ class ForgeHost(WebUiHost):
         with torch.inference_mode(False), ExitStack() as stack:
             self._trained_on = (sd_model, self._names.choice)
             stack.callback(setattr, self, "_trained_on", None)
-            sd_model.forge_objects = sd_model.forge_objects_original.shallow_copy()
+            stack.enter_context(_without_lora(sd_model))
             patcher = sd_model.forge_objects.unet
             self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too
             if hasattr(patcher, "refresh_loras"):
@@ -245,6 +245,15 @@ class ForgeHost(WebUiHost):
         self._rows = ()
         if self._watch is not None:
             self._watch[1]()
+
+
+@contextmanager
+def _without_lora(sd_model: Any) -> Iterator[None]:
+    """The checkpoint's own patchers take the place of the last picture's, which hold its LoRA: the text encoder is loaded from the ones, and
+    a job without extra networks draws with the others (processing.py:943). The next picture with that LoRA finds them again."""
+    names = ("forge_objects", "forge_objects_after_applying_lora")
+    with changed_attributes([(sd_model, name, sd_model.forge_objects_original.shallow_copy()) for name in names]):
+        yield
 
 
 def _announcing(host: ForgeHost, inner: Callable[..., Any] | None) -> Callable[..., Any]:
