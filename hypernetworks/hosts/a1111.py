@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError, ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import WebUiHost, checkpointing, chosen_checkpoint, frozen, refuse_inpainting, size_embedding, split_conditioning
 
 
 class A1111Host(WebUiHost):
@@ -95,12 +95,13 @@ class A1111Host(WebUiHost):
             sd_model.first_stage_model.to(devices.cpu)
 
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
-        """As `WebUiHost.generate`; encoders that were released come back for it."""
+        """As `WebUiHost.generate`, with the model at hand; encoders that were released come back for it."""
         sd_model = self._sd_model
         if not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.device)
             sd_model.first_stage_model.to(devices.device)
-        return super().generate(request, on_step)
+        with chosen_checkpoint(sd_model.sd_checkpoint_info.title):
+            return super().generate(request, on_step)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sequence[PictureSize]

@@ -15,7 +15,16 @@ from torch import nn
 
 from ..errors import ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, changed_attributes, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import (
+    WebUiHost,
+    changed_attributes,
+    checkpointing,
+    chosen_checkpoint,
+    frozen,
+    refuse_inpainting,
+    size_embedding,
+    split_conditioning,
+)
 
 
 class _Forge:
@@ -73,11 +82,14 @@ class _ReForge:
     def load(self) -> None:
         """Touching `shared.sd_model` reads the checkpoint."""
 
-    choice = None
+    @property
+    def choice(self) -> str:
+        """The checkpoint that is loaded, as settings name it."""
+        return shared.sd_model.sd_checkpoint_info.title
 
-    def choosing(self, choice: Any) -> AbstractContextManager[None]:
-        """Nothing: another choice waits for the web UI's queue."""
-        return nullcontext()
+    def choosing(self, choice: str) -> AbstractContextManager[None]:
+        """Another choice than the page's within."""
+        return chosen_checkpoint(choice)
 
     def is_velocity(self, model: nn.Module) -> bool:
         return any(base.__name__ == "V_PREDICTION" for base in type(model.model_sampling).__mro__)

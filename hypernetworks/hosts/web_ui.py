@@ -180,6 +180,18 @@ def _chance_untouched() -> Iterator[None]:
 
 
 @contextmanager
+def chosen_checkpoint(title: str) -> Iterator[None]:
+    """The settings say within that this checkpoint is chosen, as each job asks them at its start (A1111 modules/processing.py:772 and 875). What
+    the page has chosen meanwhile is loaded when the queue is free, and is chosen again afterwards."""
+    asked, shared.opts.data["sd_model_checkpoint"] = shared.opts.data.get("sd_model_checkpoint"), title
+    try:
+        yield
+    finally:
+        if shared.opts.data["sd_model_checkpoint"] == title:  # the user has not chosen once more within
+            shared.opts.data["sd_model_checkpoint"] = asked
+
+
+@contextmanager
 def _literal_prompts() -> Iterator[None]:
     """Prompts without emphasis syntax (modules/sd_emphasis.py, the option "None")."""
     asked = shared.opts.data.get("emphasis")
