@@ -213,17 +213,19 @@ def refuse_inpainting(unet: nn.Module) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter wants a gradient within; afterwards each wants what it wanted, and modules are in the mode they were in."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    """No parameter wants a gradient within; afterwards each wants what it wanted, and modules are in the mode they were in.
+
+    Parameters are found by their place: Forge's may be other objects by then.
+    """
+    wanted = [(part, name, one.requires_grad) for part in module.modules() for name, one in part._parameters.items() if one is not None]
     modes = [(part, part.training) for part in module.modules()]
     try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
         module.eval()
         yield
     finally:
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)
+        for part, name, requires_grad in wanted:
+            part._parameters[name].requires_grad_(requires_grad)
         for part, training in modes:
             part.training = training
 
