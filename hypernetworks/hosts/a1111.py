@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError, ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import WebUiHost, checkpointing, chosen_checkpoint, frozen, refuse_inpainting, size_embedding, split_conditioning
 
 
 class A1111Host(WebUiHost):
@@ -65,6 +65,7 @@ class A1111Host(WebUiHost):
     @torch.no_grad()
     def _encode_prompt(self, prompt: str) -> Conditioning:
         sd_model = self._sd_model
+        _remove_lora()
         if not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.device)
         with devices.autocast():
@@ -94,12 +95,13 @@ class A1111Host(WebUiHost):
             sd_model.first_stage_model.to(devices.cpu)
 
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
-        """As `WebUiHost.generate`; encoders that were released come back for it."""
+        """As `WebUiHost.generate`, with the model at hand; encoders that were released come back for it."""
         sd_model = self._sd_model
         if not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.device)
             sd_model.first_stage_model.to(devices.device)
-        return super().generate(request, on_step)
+        with chosen_checkpoint(sd_model.sd_checkpoint_info.title):
+            return super().generate(request, on_step)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sequence[PictureSize]
@@ -130,10 +132,7 @@ class A1111Host(WebUiHost):
     def _make_bare(sd_model: Any) -> None:
         """Nothing of the last picture is left: no LoRA, no hypernetwork, no token merging, no hypertile, no compiled UNet."""
         shared.loaded_hypernetworks.clear()
-        lora = extra_networks.extra_network_registry.get("lora")
-        networks = getattr(sys.modules.get(type(lora).__module__), "networks", None)
-        if networks is not None:  # weights go back at a layer's next use (extensions-builtin/Lora/networks.py, network_apply_weights)
-            networks.load_networks([])
+        _remove_lora()
         sd_models.apply_token_merging(sd_model, 0.0)
         sd_unet.apply_unet("None")
         for part in sd_model.model.modules():
@@ -197,6 +196,15 @@ class A1111Host(WebUiHost):
         if self._watch is not None and self._rows:
             self._rows = ()
             self._watch[1]()
+
+
+def _remove_lora() -> None:
+    """That of the last picture. Weights go back at a layer's next use (extensions-builtin/Lora/networks.py, network_apply_weights), the text
+    encoder's as well as the UNet's."""
+    lora = extra_networks.extra_network_registry.get("lora")
+    networks = getattr(sys.modules.get(type(lora).__module__), "networks", None)
+    if networks is not None:
+        networks.load_networks([])
 
 
 def _parts_per_picture(denoiser: Any, pictures: int, conds: int) -> list[int]:

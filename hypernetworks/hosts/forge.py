@@ -15,7 +15,16 @@ from torch import nn
 
 from ..errors import ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import (
+    WebUiHost,
+    changed_attributes,
+    checkpointing,
+    chosen_checkpoint,
+    frozen,
+    refuse_inpainting,
+    size_embedding,
+    split_conditioning,
+)
 
 
 class _Forge:
@@ -73,11 +82,14 @@ class _ReForge:
     def load(self) -> None:
         """Touching `shared.sd_model` reads the checkpoint."""
 
-    choice = None
+    @property
+    def choice(self) -> str:
+        """The checkpoint that is loaded, as settings name it."""
+        return shared.sd_model.sd_checkpoint_info.title
 
-    def choosing(self, choice: Any) -> AbstractContextManager[None]:
-        """Nothing: another choice waits for the web UI's queue."""
-        return nullcontext()
+    def choosing(self, choice: str) -> AbstractContextManager[None]:
+        """Another choice than the page's within."""
+        return chosen_checkpoint(choice)
 
     def is_velocity(self, model: nn.Module) -> bool:
         return any(base.__name__ == "V_PREDICTION" for base in type(model.model_sampling).__mro__)
@@ -151,7 +163,7 @@ class ForgeHost(WebUiHost):
         sd_model = self._sd_model
         if hasattr(sd_model, "set_clip_skip"):
             sd_model.set_clip_skip(self.model.clip_skip)
-        with torch.inference_mode():
+        with _without_lora(sd_model), torch.inference_mode():
             self._names.memory.load_models_gpu([sd_model.forge_objects_original.clip.patcher])
             found = sd_model.get_learned_conditioning([prompt])
         with torch.inference_mode(False), torch.no_grad():
@@ -189,9 +201,9 @@ class ForgeHost(WebUiHost):
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
         """As `WebUiHost.generate`. Drawing happens in inference mode, and weights that were moved meanwhile are made fit for training again."""
         unet = self.unet
-        trained = not any(parameter.is_inference() for parameter in unet.parameters())
+        trained = not any(_is_inference(parameter) for parameter in unet.parameters())
         try:
-            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext():
+            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext(), _without_lora(self._sd_model):
                 return super().generate(request, on_step)
         finally:
             if trained:
@@ -206,7 +218,7 @@ class ForgeHost(WebUiHost):
         with torch.inference_mode(False), ExitStack() as stack:
             self._trained_on = (sd_model, self._names.choice)
             stack.callback(setattr, self, "_trained_on", None)
-            sd_model.forge_objects = sd_model.forge_objects_original.shallow_copy()
+            stack.enter_context(_without_lora(sd_model))
             patcher = sd_model.forge_objects.unet
             self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too
             if hasattr(patcher, "refresh_loras"):
@@ -247,6 +259,15 @@ class ForgeHost(WebUiHost):
             self._watch[1]()
 
 
+@contextmanager
+def _without_lora(sd_model: Any) -> Iterator[None]:
+    """The checkpoint's own patchers take the place of the last picture's, which hold its LoRA: the text encoder is loaded from the ones, and
+    a job without extra networks draws with the others (processing.py:943). The next picture with that LoRA finds them again."""
+    names = ("forge_objects", "forge_objects_after_applying_lora")
+    with changed_attributes([(sd_model, name, sd_model.forge_objects_original.shallow_copy()) for name in names]):
+        yield
+
+
 def _announcing(host: ForgeHost, inner: Callable[..., Any] | None) -> Callable[..., Any]:
     """A `model_function_wrapper` around another extension's, if there is one. A plain function: patchers are copied deeply, and a bound
     method would take its host along."""
@@ -273,11 +294,21 @@ def leave_inference_mode(module: nn.Module) -> None:
     with torch.inference_mode(False), torch.no_grad():
         for part in module.modules():
             for name, parameter in part._parameters.items():
-                if parameter is not None and parameter.is_inference():
+                if parameter is not None and _is_inference(parameter):
                     part._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             for name, buffer in part._buffers.items():
-                if buffer is not None and buffer.is_inference():
+                if buffer is not None and _is_inference(buffer):
                     part._buffers[name] = buffer.detach().clone()
+
+
+def _is_inference(tensor: torch.Tensor) -> bool:
+    """Whether it was made in inference mode. One that `Module.to` has moved to another device outside that mode denies it, and still has no
+    version counter, which backward asks for."""
+    try:
+        tensor._version  # noqa: B018
+    except RuntimeError:
+        return True
+    return tensor.is_inference()
 
 
 @contextmanager

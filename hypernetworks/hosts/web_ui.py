@@ -181,6 +181,18 @@ def _chance_untouched() -> Iterator[None]:
 
 
 @contextmanager
+def chosen_checkpoint(title: str) -> Iterator[None]:
+    """The settings say within that this checkpoint is chosen, as each job asks them at its start (A1111 modules/processing.py:772 and 875). What
+    the page has chosen meanwhile is loaded when the queue is free, and is chosen again afterwards."""
+    asked, shared.opts.data["sd_model_checkpoint"] = shared.opts.data.get("sd_model_checkpoint"), title
+    try:
+        yield
+    finally:
+        if shared.opts.data["sd_model_checkpoint"] == title:  # the user has not chosen once more within
+            shared.opts.data["sd_model_checkpoint"] = asked
+
+
+@contextmanager
 def _literal_prompts() -> Iterator[None]:
     """Prompts without emphasis syntax (modules/sd_emphasis.py, the option "None")."""
     asked = shared.opts.data.get("emphasis")
@@ -202,17 +214,19 @@ def refuse_inpainting(unet: nn.Module) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter wants a gradient within; afterwards each wants what it wanted, and modules are in the mode they were in."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    """No parameter wants a gradient within; afterwards each wants what it wanted, and modules are in the mode they were in.
+
+    Parameters are found by their place: Forge's may be other objects by then.
+    """
+    wanted = [(part, name, one.requires_grad) for part in module.modules() for name, one in part._parameters.items() if one is not None]
     modes = [(part, part.training) for part in module.modules()]
     try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
         module.eval()
         yield
     finally:
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)
+        for part, name, requires_grad in wanted:
+            part._parameters[name].requires_grad_(requires_grad)
         for part, training in modes:
             part.training = training
 
