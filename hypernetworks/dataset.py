@@ -156,7 +156,7 @@ def _list(folder: Path) -> tuple[list[os.DirEntry], dict[str, Path], list[tuple[
 
 def _nothing_found(folder: Path) -> str:
     inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    hint = f" Choose one of the folders within it, such as {inner[0]}." if inner else ""
+    hint = f" Choose one of the folders within it, such as {inner[0]}, or the kind generator, which learns from all of them." if inner else ""
     return f"The folder {folder} holds no pictures (png, jpg, webp or bmp).{hint}"
 
 

@@ -33,6 +33,10 @@ PRESETS = {
         "For every web UI's own hypernetwork code too: one pair of networks per width, written as .pt as well. Learns textures less well.",
         {"per_layer": False, "also_pt": True},
     ),
+    "Family of styles": Preset(
+        "A generator: one network for many styles, each in a folder of its own within the folder of pictures.",
+        {"kind": "generator", "max_steps": 5000, "batch_size": 8, "caption_dropout": 0.05},
+    ),
 }
 
 
