@@ -1,4 +1,5 @@
-"""Axes for the web UIs' XYZ plot: name, strength, start, end and block weights of the hypernetworks at work."""
+"""Axes for the web UIs' XYZ plot: name, strength, start, end and block weights of the hypernetworks at work, and what generators make their
+weights for."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from typing import Any
 
 from .catalog import Catalog
 from .errors import HypernetworkError
-from .prompt import read
+from .prompt import ConditionSource, read
 
 PREFIX = "[Hypernetwork] "
-NUMBERS = {"Strength": "strength", "Start": "start", "End": "end"}
+NUMBERS = {"Strength": "strength", "Start": "start", "End": "end", "Blend": "blend"}
+SOURCES = {"Text": "text", "Reference": "reference", "Task": "task"}
 
 
 def add_axes(module: Any, catalog: Catalog) -> None:
@@ -20,6 +22,7 @@ def add_axes(module: Any, catalog: Catalog) -> None:
         axis(PREFIX + "Name", str, change("name"), choices=lambda: ["None", *catalog.names()]),
         *(axis(PREFIX + label, float, change(field)) for label, field in NUMBERS.items()),
         axis(PREFIX + "Block weights", str, change_blocks),
+        *(axis(PREFIX + label, str, change_condition(kind)) for label, kind in SOURCES.items()),
     ]
 
 
@@ -33,6 +36,16 @@ def change(field: str) -> Callable[[Any, Any, Any], None]:
 
     def apply(p: Any, value: Any, values: Any) -> None:
         p.hypernetworks_changes = {**getattr(p, "hypernetworks_changes", {}), field: value}
+
+    return apply
+
+
+def change_condition(kind: str) -> Callable[[Any, Any, Any], None]:
+    """As `change`, with what generators make their weights for: a text, a reference picture's hash, or a task. Raises `HypernetworkError` for
+    a value that cannot be one."""
+
+    def apply(p: Any, value: str, values: Any) -> None:
+        change("condition")(p, ConditionSource(kind, value.strip()), values)
 
     return apply
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import HypernetworkError
 from ..files import short_hash
+from ..generating import Conditions
 from ..prompt import ActiveNetwork, extract, tag
 from ..session import Applied, Session
 
@@ -23,6 +24,7 @@ AXES_LABEL = "Hypernetwork axes"  # what an XYZ plot has changed
 BOTH, FIRST, HIRES = "both passes", "first pass only", "hires pass only"
 PASSES = (BOTH, FIRST, HIRES)
 WEB_UI_TAG = re.compile(r"<hypernet:([^>]+)>")
+ANY_TAG = re.compile(r"<\w+:[^>]+>")  # modules/extra_networks.py:177
 log = logging.getLogger(__name__)
 
 
@@ -58,10 +60,11 @@ class Job:
     def __init__(self, p: Any, panel: Panel, prompts: Sequence[str], hires_prompts: Sequence[str], always: Sequence[ActiveNetwork]) -> None:
         self.p = p
         self.notes: list[str] = []
-        self.pictures = {
-            hires: [self._of_prompt(panel, prompt, hires, always) for prompt in texts] for hires, texts in ((False, prompts), (True, hires_prompts))
-        }
+        passes = ((False, prompts), (True, hires_prompts))
+        self.pictures = {hires: [self._of_prompt(panel, prompt, hires, always) for prompt in texts] for hires, texts in passes}
+        self._prompts = {hires: [ANY_TAG.sub("", prompt) for prompt in texts] for hires, texts in passes}
         self._applied: dict[tuple[Any, bool], Applied] = {}
+        self._conditions: Conditions | None = None
 
     def _of_prompt(self, panel: Panel, prompt: str, hires: bool, always: Sequence[ActiveNetwork]) -> list[ActiveNetwork]:
         problems: list[str] = []
@@ -75,12 +78,22 @@ class Job:
         """Of all networks, once each."""
         return list(dict.fromkeys(active.name for pictures in self.pictures.values() for tags in pictures for active in tags))
 
+    def prepare(self, host: Any, session: Session) -> None:
+        """What needs the model's encoders is done now, for both passes: within a job they may be anywhere."""
+        self._conditions = Conditions(host)
+        for hires in (False, True) if getattr(self.p, "enable_hr", False) else (False,):
+            self._prepare(host, session, hires)
+
     def applied(self, host: Any, session: Session) -> Applied:
         """The networks of the pass at hand for the UNet at hand, which a refiner or a hires checkpoint may replace within a job."""
-        hires = bool(getattr(self.p, "is_hr_pass", False))
+        return self._prepare(host, session, bool(getattr(self.p, "is_hr_pass", False)))
+
+    def _prepare(self, host: Any, session: Session, hires: bool) -> Applied:
         key = (host.unet, hires)
         if key not in self._applied:
-            self._applied[key] = session.prepare(host, self.pictures[hires] or [[]], leave_out=True)
+            self._applied[key] = session.prepare(
+                host, self.pictures[hires] or [[]], leave_out=True, prompts=self._prompts[hires], conditions=self._conditions
+            )
             self.notes += [note for note in self._applied[key].notes if note not in self.notes]
             self.tell()
         return self._applied[key]
@@ -138,7 +151,7 @@ class Generation:
         self._write_hashes(p, job.names)
         self._job = job
         self.host.watch(job.p, self._before, self._after)
-        job.applied(self.host, self.session)
+        job.prepare(self.host, self.session)
 
     def end(self) -> None:
         """The job is over. May be called again."""

@@ -34,7 +34,7 @@ class SourceInput:
         )
         with gr.Row(visible=False, elem_id=f"{prefix}reference_{ending}") as self.picture:
             self.dropped = gr.File(
-                label="Drop a picture here: the effect follows it", file_types=["image"], height=SIDE, scale=1, min_width=160,
+                label="Reference", file_types=["image"], height=SIDE, scale=1, min_width=160,
                 elem_id=f"{prefix}dropped_{ending}",
             )  # fmt: skip
             self.shown = gr.HTML(self.show(""), elem_id=f"{prefix}shown_{ending}")
@@ -107,7 +107,7 @@ class ConditionInputs:
     def __init__(self, host: Host, catalog: Catalog, number: int | str, prefix: str, prompt: bool = True) -> None:
         self.catalog = catalog
         with gr.Column(visible=False, elem_id=f"{prefix}conditions_{number}") as self.box:
-            gr.HTML("This network is a <strong>generator</strong>: it makes its weights anew for what you choose here.")
+            gr.HTML("This network is a <strong>generator</strong>: it makes its weights anew for what you choose here, and its effect follows that.")
             self.first = SourceInput(host, "Make the weights for", f"{number}", prefix, prompt)
             self.blend = gr.Slider(
                 minimum=0, maximum=1, step=0.05, value=0, label="Blend with something else", elem_id=f"{prefix}blend_{number}",

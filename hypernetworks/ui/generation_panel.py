@@ -34,13 +34,11 @@ class NetworkRows:
         self.names: list[gr.Dropdown] = []
         self.inputs: list[gr.components.Component] = []
         self.conditions: list[ConditionInputs] = []
-        with gr.Group():
-            self._add_row(1, prefix)
+        self._add_row(1, prefix)
         self.refresh_button = gr.Button("Refresh list", size="sm", elem_id=f"{prefix}refresh")
         with gr.Accordion("More at once", open=False, elem_id=f"{prefix}more_networks"):
             for number in range(2, ROWS + 1):
-                with gr.Group():
-                    self._add_row(number, prefix)
+                self._add_row(number, prefix)
         self.tags = gr.Textbox(
             label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.", interactive=False,
             elem_id=f"{prefix}tags", **compatibility.copy_button(),
@@ -56,19 +54,20 @@ class NetworkRows:
 
     def _add_row(self, number: int, prefix: str) -> None:
         first = number == 1
-        with gr.Row():
-            name = gr.Dropdown(
-                choices=self.choices(), value=NONE, label=f"Hypernetwork {number}", allow_custom_value=True, scale=3, min_width=180,
-                elem_id=f"{prefix}network_{number}",
-            )  # fmt: skip
-            strength = gr.Slider(
-                minimum=-2, maximum=2, step=0.05, value=1, label="Strength", scale=3, min_width=160, elem_id=f"{prefix}strength_{number}"
-            )
-        with gr.Row():
-            about = {"minimum": 0, "maximum": 1, "step": 0.05, "scale": 1, "min_width": 160}
-            words = ["0 is the first sampling step, 0.5 the middle.", "1 is the last sampling step."] if first else [None, None]
-            start = gr.Slider(value=0, label="From", info=words[0], elem_id=f"{prefix}start_{number}", **about)
-            end = gr.Slider(value=1, label="To", info=words[1], elem_id=f"{prefix}end_{number}", **about)
+        with gr.Group():
+            with gr.Row():
+                name = gr.Dropdown(
+                    choices=self.choices(), value=NONE, label=f"Hypernetwork {number}", allow_custom_value=True, scale=3, min_width=180,
+                    elem_id=f"{prefix}network_{number}",
+                )  # fmt: skip
+                strength = gr.Slider(
+                    minimum=-2, maximum=2, step=0.05, value=1, label="Strength", scale=3, min_width=160, elem_id=f"{prefix}strength_{number}"
+                )
+            with gr.Row():
+                about = {"minimum": 0, "maximum": 1, "step": 0.05, "scale": 1, "min_width": 160}
+                words = ["0 is the first sampling step, 0.5 the middle.", "1 is the last sampling step."] if first else [None, None]
+                start = gr.Slider(value=0, label="From", info=words[0], elem_id=f"{prefix}start_{number}", **about)
+                end = gr.Slider(value=1, label="To", info=words[1], elem_id=f"{prefix}end_{number}", **about)
         name.do_not_save_to_config = True  # a web UI would offer yesterday's list (modules/ui_loadsave.py)
         self.conditions.append(ConditionInputs(self.host, self.catalog, number, prefix))
         self.names.append(name)
