@@ -104,8 +104,8 @@ def network_widths(unet: nn.Module, target_layers: Sequence[str] = ("attn1", "at
     Keys are widths (A1111's manner) or, with `per_layer`, the canonical names of the attention layers.
     """
     inputs = [p for p in find_projections(unet) if p.part == "k" and p.attention in target_layers]
-    if per_layer:
-        return {p.layer: p.in_width for p in inputs}
+    if per_layer:  # in diffusers' order, the middle last, whatever the UNet's own is: a seed then gives a layer the same weights everywhere
+        return {p.layer: p.in_width for p in sorted(inputs, key=lambda p: p.block == "middle")}
     return {width: width for width in sorted({p.in_width for p in inputs})}
 
 

@@ -358,6 +358,16 @@ def test_a1111_names_become_diffusers_names():
             assert found[f"{ours}.transformer_blocks.0.{attention}"] is modules[f"{theirs}.transformer_blocks.0.{attention}.to_k"]
 
 
+def test_a_seed_gives_a_layer_the_same_weights_under_either_naming():
+    sd15 = diffusers_unet(
+        layers_per_block=2, block_out_channels=[8] * 4, attention_head_dim=1, norm_num_groups=4,
+        down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    )
+    theirs, ours = (network(per_layer=True, unet=unet).state_dict() for unet in (LdmUNet(), sd15))
+    assert list(theirs) == list(ours) and len(theirs) == 32 * 2 * 4
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
 def test_a1111_unets_are_edited_by_the_same_formula():
     unet = LdmUNet()
     x, context = torch.randn(2, 5, 8), torch.randn(2, 7, 16)
