@@ -325,8 +325,15 @@ def _module_name(key: Key) -> str:
     return str(key).replace(".", "/")  # a dot would end the name of a module
 
 
+class Linear(nn.Linear):
+    """Without weights at first."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialize` and `assign` give the weights. torch's own draws take most of the time that an empty layer takes."""
+
+
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=bias, device="meta", dtype=torch.float32)
+    return Linear(inputs, outputs, bias=bias, device="meta", dtype=torch.float32)
 
 
 def _layer_norm(structure: ResidualStructure, width: int) -> list[nn.Module]:
