@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -206,8 +207,7 @@ def _picture_warnings(pictures: Sequence[Picture], transparent: Sequence[Path], 
 # --- sizes and hashes -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     time: int  # of the last change, nanoseconds
     length: int  # bytes
     width: int
@@ -243,7 +243,7 @@ class _Index:
                 for entry, facts in zip(part, known, strict=True):
                     facts = facts or next(fresh)
                     if isinstance(facts, _Facts):
-                        self.new[entry.name] = list(astuple(facts))
+                        self.new[entry.name] = list(facts)
                     yield Path(entry.path), facts
 
     def _known(self, entry: os.DirEntry, check: bool) -> _Facts | None:
