@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 pytest.importorskip("gradio", reason="a web UI is made of it")
 
@@ -65,7 +65,8 @@ def autoencoder(ui):
 
 def read(ui, text):
     """Each bracket is a letter."""
-    return text_encoder(ui)(text, "None").detach()
+    with torch.inference_mode():
+        return text_encoder(ui)(text, "None")
 
 
 def test_what_is_loaded_is_told(ui, host):
@@ -224,9 +225,21 @@ def test_a_preview_says_each_step_before_it_and_what_its_rows_are(ui, host):
 
 
 def test_pictures_of_one_preview_have_seeds_that_follow_each_other(ui, host):
-    together = host.generate(dataclasses.replace(STAR, count=2))
-    apart = [host.generate(dataclasses.replace(STAR, seed=seed))[0] for seed in (7, 8)]
-    assert [picture.tobytes() for picture in together] == [picture.tobytes() for picture in apart]
+    """Each starts from the noise of its own seed. What a UNet computes for two at once differs by rounding, which may be one level of a colour."""
+    with recorded() as recording:
+        together = host.generate(dataclasses.replace(STAR, count=2))
+        first = recording.calls[0]
+        for place, seed in enumerate((7, 8)):
+            recording.calls.clear()
+            (alone,) = host.generate(dataclasses.replace(STAR, seed=seed))
+            assert all(torch.equal(row, recording.calls[0].x[0]) for row in first.x[place::2])
+            assert levels_between(together[place], alone) <= 1
+    assert levels_between(*together) > 100
+
+
+def levels_between(picture, other):
+    """The largest difference of two pictures' colours, of 255."""
+    return max(high for _, high in ImageChops.difference(picture, other).getextrema())
 
 
 def test_networks_that_are_on_act_in_previews(ui, host):

@@ -159,6 +159,11 @@ class ForgeHost(WebUiHost):
         with torch.inference_mode(False):
             return self._names.alphas_cumprod(self._patcher.model).float().cpu().clone()
 
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """As `WebUiHost.encode_prompts`, without the last picture's LoRA."""
+        with self._unet_afterwards():
+            return super().encode_prompts(prompts)
+
     def _encode_prompt(self, prompt: str) -> Conditioning:
         sd_model = self._sd_model
         if hasattr(sd_model, "set_clip_skip"):
@@ -174,7 +179,7 @@ class ForgeHost(WebUiHost):
         objects = self._sd_model.forge_objects_original
         vae = objects.vae.first_stage_model
         scale, shift = self._names.scale(objects)
-        with torch.inference_mode():
+        with self._unet_afterwards(), torch.inference_mode():
             self._names.memory.load_models_gpu([objects.vae.patcher])
             moments = vae.encoder(pixels.to(objects.vae.device, objects.vae.vae_dtype))
             if getattr(vae, "quant_conv", None) is not None:
@@ -199,15 +204,29 @@ class ForgeHost(WebUiHost):
         return self.unet(noisy.to(device, dtype), timesteps.to(device).float(), context=context, transformer_options={}, **more)
 
     def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
-        """As `WebUiHost.generate`. Drawing happens in inference mode, and weights that were moved meanwhile are made fit for training again."""
-        unet = self.unet
-        trained = not any(_is_inference(parameter) for parameter in unet.parameters())
+        """As `WebUiHost.generate`, without the last picture's LoRA."""
+        choosing = self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext()
+        with self._unet_afterwards(), choosing, _without_lora(self._sd_model):
+            return super().generate(request, on_step)
+
+    @contextmanager
+    def _unet_afterwards(self) -> Iterator[None]:
+        """What happens within is done in inference mode, and other models may need the UNet's room; a run gets it back."""
         try:
-            with self._names.choosing(self._trained_on[1]) if self._trained_on else nullcontext(), _without_lora(self._sd_model):
-                return super().generate(request, on_step)
+            yield
         finally:
-            if trained:
-                leave_inference_mode(unet)
+            if self._trained_on is not None:
+                self._make_fit()
+
+    def _make_fit(self) -> nn.Module:
+        """The UNet where it computes, as its checkpoint has it, with weights that backward takes."""
+        patcher = self._patcher
+        with torch.inference_mode(False):
+            self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too
+            if hasattr(patcher, "refresh_loras"):
+                patcher.refresh_loras()
+            leave_inference_mode(patcher.model.diffusion_model)
+        return patcher.model.diffusion_model
 
     @contextmanager
     def training(self, gradient_checkpointing: bool = False) -> Iterator[None]:
@@ -219,13 +238,8 @@ class ForgeHost(WebUiHost):
             self._trained_on = (sd_model, self._names.choice)
             stack.callback(setattr, self, "_trained_on", None)
             stack.enter_context(_without_lora(sd_model))
-            patcher = sd_model.forge_objects.unet
-            self._names.memory.load_models_gpu([patcher])  # takes LoRA out of the weights, too
-            if hasattr(patcher, "refresh_loras"):
-                patcher.refresh_loras()
             sd_models.apply_token_merging(sd_model, 0.0)
-            unet = patcher.model.diffusion_model
-            leave_inference_mode(unet)
+            unet = self._make_fit()
             stack.enter_context(frozen(unet))
             stack.enter_context(_copied_for_backward(unet))
             stack.enter_context(checkpointing(unet, gradient_checkpointing))

@@ -9,10 +9,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent
 EXTENSION = ROOT.parent.parent
 TREES = {"a1111": ("a1111", "common"), "forge": ("forge", "forge_family", "common"), "reforge": ("reforge", "forge_family", "common")}
-OURS = ("modules", "modules_forge", "backend", "ldm_patched", "web_ui.pipeline", "web_ui.sampling")
+OURS = ("modules", "modules_forge", "backend", "ldm_patched", "web_ui.pipeline", "web_ui.sampling", "networks", "extra_networks_lora")
+LORA = (ROOT / "common" / "extensions-builtin" / "Lora", ROOT / "common" / "extensions-builtin" / "Lora" / "scripts" / "lora_script.py")
 LOADED = ("hypernetworks_package_", "hypernetworks_extension_")
 
 
@@ -188,8 +191,9 @@ class WebUi:
 
     def encoded(self, text):
         """[tokens, width]: what the UNet sees of a prompt."""
-        found = self.shared.sd_model.get_learned_conditioning([text])
-        return (found["crossattn"] if isinstance(found, dict) else found)[0].detach()
+        with torch.no_grad():
+            found = self.shared.sd_model.get_learned_conditioning([text])
+        return (found["crossattn"] if isinstance(found, dict) else found)[0]
 
     def values(self, rows=(), passes=None):
         """Of all scripts' components, with these rows in our panel: (name, strength, from, to), the last ones may be missing."""

@@ -12,6 +12,11 @@ import torch
 COND, UNCOND = 0, 1
 
 
+def merged(n, extra_options):
+    """Token merging: behind attn1 each token is what it and its neighbour are together."""
+    return n.unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)
+
+
 def compile_conditions(cond):
     """One entry, with what the UNet is told: a tensor, or SDXL's two."""
     if cond is None:

@@ -19,20 +19,24 @@ class Memory:
             if self.room_for_one:
                 self.unload()
             if not clones:
-                self._move(patcher.model)
+                self._move(patcher.model, here=True)
             self.loaded.append(patcher)
-            if hasattr(patcher, "refresh_loras"):  # reForge's has not
+            if hasattr(patcher, "refresh_loras"):
                 patcher.refresh_loras()
+            else:  # reForge's
+                patcher.partially_load(patcher.load_device)
 
     def unload(self):
         """All leave."""
         for patcher in self.loaded:
-            self._move(patcher.model)
+            self._move(patcher.model, here=False)
         self.loaded = []
 
-    def _move(self, module):
-        """As `module.to(device)` does between two devices."""
+    def _move(self, module, here):
+        """As `module.to(device)` does between two devices. Whoever asks a UNet that is on the other one gets an error."""
         self.moves += 1
+        for part in module.modules():
+            part.here = here
         for parameter in module.parameters():
             parameter.data = parameter.data.clone()
         for part in module.modules():

@@ -14,13 +14,14 @@ class TextEncoder(nn.Module):
         super().__init__()
         torch.manual_seed(seed + 100)
         self.table, self.places = nn.Embedding(128, width), nn.Parameter(torch.randn(8 * CHUNK, width))
+        self.mix = nn.Linear(width, width)
 
     def forward(self, text, emphasis):
         """[tokens, width]: as many chunks as the text needs, one at least."""
         letters, weights = read(text, emphasis)
         missing = -len(letters) % CHUNK if letters else CHUNK
         letters, weights = letters + [0] * missing, weights + [1.0] * missing
-        return (self.table(torch.tensor(letters)) + self.places[: len(letters)]) * torch.tensor(weights)[:, None]
+        return self.mix(self.table(torch.tensor(letters)) + self.places[: len(letters)]) * torch.tensor(weights)[:, None]
 
 
 def read(text, emphasis):

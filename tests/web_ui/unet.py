@@ -81,8 +81,10 @@ class InPlaceBlock(Block):
         return forge_checkpoint(self._forward, (x, context, transformer_options), None, self.checkpoint)
 
     def _forward(self, x, context=None, transformer_options=None):
-        n = self.norm1(x)
-        x += self.attn1(n)
+        n = self.attn1(self.norm1(x))
+        for patch in (transformer_options or {}).get("patches", {}).get("attn1_output_patch", []):
+            n = patch(n, {})
+        x += n
         n = self.norm2(x)
         x += self.attn2(n, context=context)
         skip = x
@@ -99,12 +101,13 @@ class SpatialTransformer(nn.Module):
         self.norm, self.proj_in, self.proj_out = nn.GroupNorm(2, width), nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
         kind = InPlaceBlock if in_place else Block
         self.transformer_blocks = nn.ModuleList([kind(width, context_width, in_place) for _ in range(2)])
+        self.in_place = in_place
 
-    def forward(self, x, context):
+    def forward(self, x, context, transformer_options=None):
         rows, width, height, breadth = x.shape
         tokens = self.proj_in(self.norm(x)).flatten(2).mT.contiguous()
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, transformer_options) if self.in_place else block(tokens, context)
         return self.proj_out(tokens.mT.reshape(rows, width, height, breadth)) + x
 
 
@@ -164,29 +167,32 @@ class UNetModel(nn.Module):
         self.eval()
 
     def forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None):
-        output = self._computed(x, timesteps, context, y)
+        assert getattr(self, "here", True), "the UNet is not where its inputs are"
+        output = self._computed(x, timesteps, context, y, transformer_options)
         if UNetModel.watcher is not None:
             UNetModel.watcher(self, x, timesteps, context, y, output)
         return output
 
-    def _computed(self, x, timesteps, context, y):
+    def _computed(self, x, timesteps, context, y, options):
         time = self.time_embed(embedded_time(timesteps, self.width))
         if self.label_emb is not None:
             time = time + self.label_emb(y)
         skips = []
         for entry in self.input_blocks:
-            x = self._through(entry, x, time, context)
+            x = self._through(entry, x, time, context, options)
             skips.append(x)
-        x = self._through(self.middle_block, x, time, context)
+        x = self._through(self.middle_block, x, time, context, options)
         for entry in self.output_blocks:
-            x = self._through(entry, torch.cat([x, skips.pop()], 1), time, context)
+            x = self._through(entry, torch.cat([x, skips.pop()], 1), time, context, options)
         return self.out(x)
 
     @staticmethod
-    def _through(entry, x, time, context):
+    def _through(entry, x, time, context, options):
         for child in entry:
             if isinstance(child, ResBlock):
                 x = child(x, time)
+            elif isinstance(child, SpatialTransformer):
+                x = child(x, context, options)
             else:
                 x = child(x) if isinstance(child, nn.Conv2d) else child(x, context)
         return x

@@ -31,12 +31,17 @@ def process_images(p):
         p.scripts.before_process(p)
     stored = {name: opts.data[name] for name in p.override_settings if name in opts.data}
     try:
-        sd_models.reload_model_weights()
+        if sd_models.checkpoint_aliases.get(p.override_settings.get("sd_model_checkpoint")) is None:
+            p.override_settings.pop("sd_model_checkpoint", None)
+            sd_models.reload_model_weights()
         for name, value in p.override_settings.items():
             opts.set(name, value, is_api=True, run_callbacks=False)
-        sd_models.apply_token_merging(p.sd_model, 0.0)
+            if name == "sd_model_checkpoint":
+                sd_models.reload_model_weights()
+        sd_models.apply_token_merging(p.sd_model, opts.token_merging_ratio)
         return process_images_inner(p)
     finally:
+        sd_models.apply_token_merging(p.sd_model, 0)
         if p.override_settings_restore_afterwards:
             for name, value in stored.items():
                 setattr(opts, name, value)

@@ -10,6 +10,7 @@ select_checkpoint             A1111 208
 load_model                    A1111 645
 reload_model_weights          A1111 795
 apply_token_merging           A1111 866
+checkpoint_aliases            A1111 25
 
 DiffusionWrapper is ldm/models/diffusion/ddpm.py:1310, OpenAIWrapper sgm/modules/diffusionmodules/wrappers.py:23.
 """
@@ -20,7 +21,9 @@ from modules import devices, shared
 from torch import nn
 from web_ui.checkpoints import CHECKPOINTS
 from web_ui.parts import POOLED, Autoencoder, Posterior, TextEncoder, alphas_cumprod
-from web_ui.unet import UNetModel, embedded_time
+from web_ui.unet import Block, UNetModel, embedded_time
+
+checkpoint_aliases = CHECKPOINTS
 
 
 class DiffusionWrapper(nn.Module):
@@ -149,5 +152,18 @@ def reload_model_weights(sd_model=None, info=None, forced_reload=False):
     return model_data.sd_model
 
 
+class MergedBlock(Block):
+    """tomesd's: a class that takes the blocks' place. Here each token is merged with its neighbour."""
+
+    def _forward(self, x, context=None):
+        merged = self.norm1(x).unflatten(1, (-1, 2)).mean(2)
+        x = self.attn1(merged).repeat_interleave(2, 1) + x
+        x = self.attn2(self.norm2(x), context=context) + x
+        return self.ff(self.norm3(x)) + x
+
+
 def apply_token_merging(sd_model, token_merging_ratio):
+    for part in sd_model.model.diffusion_model.modules():
+        if isinstance(part, Block):
+            part.__class__ = MergedBlock if token_merging_ratio > 0 else Block
     sd_model.applied_token_merged_ratio = token_merging_ratio

@@ -18,6 +18,7 @@ DEFAULTS = {
     "samples_format": "png", "batch_cond_uncond": True, "pad_cond_uncond": False, "pad_cond_uncond_v0": False, "s_min_uncond": 0.0,
     "unload_models_when_training": False, "sd_model_checkpoint": "base", "sd_checkpoints_limit": 1, "return_grid": False,
     "infotext_skip_pasting": [], "hires_fix_refiner_pass": "second pass", "sd_unet": "Automatic", "forge_additional_modules": [],
+    "token_merging_ratio": 0.0,
 }  # fmt: skip
 
 cmd_opts = SimpleNamespace(

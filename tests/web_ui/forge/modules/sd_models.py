@@ -14,13 +14,16 @@ forge_model_reload            Forge 473
 `change_for_the_rest` is what modules/sd_samplers_common.py:194 and modules/processing.py:1391 do in place.
 """
 import torch
+from backend import memory_management
 from backend.diffusion_engine.base import ForgeDiffusionEngine
 from backend.sampling.sampling_function import sampling_function as sample_function
 from backend.sampling.sampling_function import sampling_prepare
 from modules import shared
 from web_ui.checkpoints import CHECKPOINTS
+from web_ui.joined import merged
 
 __all__ = ["sample_function", "sampling_prepare"]
+TEXT_PREFIX = "encoder."
 DROPS_UNCOND = TELLS_TWICE = True
 
 
@@ -60,7 +63,7 @@ def reload_model_weights(sd_model=None, info=None, forced_reload=False):
 def apply_token_merging(sd_model, token_merging_ratio):
     if token_merging_ratio > 0:
         sd_model.forge_objects.unet = sd_model.forge_objects.unet.clone()
-        sd_model.forge_objects.unet.model_options["transformer_options"]["tome"] = token_merging_ratio
+        sd_model.forge_objects.unet.model_options["transformer_options"]["patches"] = {"attn1_output_patch": [merged]}
 
 
 @torch.inference_mode()
@@ -78,6 +81,27 @@ def forge_model_reload():
     model_data.set_sd_model(ForgeDiffusionEngine(info))
     model_data.forge_hash = current
     return model_data.sd_model, True
+
+
+def add_patches(patcher, filename, added, strength):
+    """One LoRA's, with the arguments that only Forge's take."""
+    patcher.add_patches(filename=filename, patches=added, strength_patch=strength)
+
+
+def override(settings):
+    """What a job asks for, as modules/sysinfo.py:218 does it; then modules/processing.py:795. All models leave where another one was chosen
+    and the one at hand was loaded nevertheless."""
+    from modules_forge import main_entry
+
+    for name, value in settings.items():
+        if name == "sd_model_checkpoint":
+            main_entry.checkpoint_change(value, save=False)
+        else:
+            shared.opts.set(name, value, is_api=True, run_callbacks=False)
+    _, just_reloaded = forge_model_reload()
+    if main_entry.need_global_unload and not just_reloaded:
+        memory_management.unload_all_models()
+    main_entry.need_global_unload = False
 
 
 def as_chosen():

@@ -5,8 +5,12 @@ refresh_model_loading_parameters   Forge 220
 """
 from modules import sd_models, shared
 
+need_global_unload = False  # of modules/processing.py
+
 
 def refresh_model_loading_parameters():
+    global need_global_unload
+    need_global_unload = True
     sd_models.model_data.forge_loading_parameters = {
         "checkpoint_info": sd_models.select_checkpoint(), "additional_modules": shared.opts.forge_additional_modules, "unet_storage_dtype": None
     }  # fmt: skip

@@ -27,6 +27,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         if self.is_hr_pass and self.scripts is not None and sd_models.TELLS_TWICE:
             self.scripts.process_before_every_sampling(p=self, x=x, noise=x, c=c, uc=uc)
         self.sd_model.forge_objects = self.sd_model.forge_objects_after_applying_lora.shallow_copy()
+        sd_models.apply_token_merging(self.sd_model, shared.opts.token_merging_ratio)
         if self.scripts is not None:
             self.scripts.process_before_every_sampling(self, x=x, noise=x, c=c, uc=uc)
 
@@ -44,9 +45,7 @@ def process_images(p):
         p.scripts.before_process(p)
     stored = {name: opts.data[name] for name in p.override_settings if name in opts.data}
     try:
-        for name, value in p.override_settings.items():
-            opts.set(name, value, is_api=True, run_callbacks=False)
-        sd_models.as_chosen()
+        sd_models.override(p.override_settings)
         return process_images_inner(p)
     finally:
         if p.override_settings_restore_afterwards:

@@ -10,14 +10,18 @@ select_checkpoint             reForge 335
 load_model                    reForge 1089
 reload_model_weights          reForge 1262
 apply_token_merging           reForge 1373
+checkpoint_aliases            reForge 143
 """
 from modules import shared
 from modules_forge.forge_loader import SdModel
 from modules_forge.forge_sampler import forge_sample as sample_function
 from modules_forge.forge_sampler import sampling_prepare
 from web_ui.checkpoints import CHECKPOINTS
+from web_ui.joined import merged
 
+checkpoint_aliases = CHECKPOINTS
 __all__ = ["sample_function", "sampling_prepare"]
+TEXT_PREFIX = ""
 DROPS_UNCOND = TELLS_TWICE = False
 
 
@@ -69,7 +73,23 @@ def reload_model_weights(sd_model=None, info=None, forced_reload=False):
 def apply_token_merging(sd_model, token_merging_ratio):
     if token_merging_ratio > 0:
         sd_model.forge_objects.unet = sd_model.forge_objects.unet.clone()
-        sd_model.forge_objects.unet.model_options["transformer_options"]["tome"] = token_merging_ratio
+        sd_model.forge_objects.unet.model_options["transformer_options"]["patches"] = {"attn1_output_patch": [merged]}
+
+
+def add_patches(patcher, filename, added, strength):
+    """One LoRA's, with the arguments that only reForge's take."""
+    patcher.add_patches(added, strength_patch=strength)
+
+
+def override(settings):
+    """What a job asks for, as modules/processing.py:898 does it."""
+    if checkpoint_aliases.get(settings.get("sd_model_checkpoint")) is None:
+        settings.pop("sd_model_checkpoint", None)
+        reload_model_weights()
+    for name, value in settings.items():
+        shared.opts.set(name, value, is_api=True, run_callbacks=False)
+        if name == "sd_model_checkpoint":
+            reload_model_weights()
 
 
 def as_chosen():

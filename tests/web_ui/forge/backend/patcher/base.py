@@ -2,6 +2,7 @@
 
 ModelPatcher                                   Forge 51
 ModelPatcher.clone                             Forge 79
+ModelPatcher.add_patches                       Forge 91
 ModelPatcher.refresh_loras                     Forge 125
 ModelPatcher.memory_required                   Forge 129
 ModelPatcher.set_model_unet_function_wrapper   Forge 146
@@ -11,9 +12,11 @@ import copy
 import torch
 from backend.patcher.lora import LoraLoader
 
+CPU = torch.device("cpu")
+
 
 class ModelPatcher:
-    def __init__(self, model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"), size=0, current_device=None, **kwargs):
+    def __init__(self, model, load_device=CPU, offload_device=CPU, size=0, current_device=None, **kwargs):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.lora_patches, self.model_options = {}, {"transformer_options": {}}
         if not hasattr(model, "lora_loader"):
@@ -24,6 +27,9 @@ class ModelPatcher:
         made = type(self)(self.model, self.load_device, self.offload_device)
         made.lora_patches, made.model_options = self.lora_patches.copy(), copy.deepcopy(self.model_options)
         return made
+
+    def add_patches(self, *, filename, patches, strength_patch=1.0, strength_model=1.0, online_mode=False):
+        self.lora_patches[filename, strength_patch, strength_model, online_mode] = {name: added * strength_patch for name, added in patches.items()}
 
     def refresh_loras(self):
         self.lora_loader.refresh(lora_patches=self.lora_patches, offload_device=self.offload_device)

@@ -23,7 +23,7 @@ class LoraLoader:
         for patches in lora_patches.values():
             for name, delta in patches.items():
                 weight = self.model.get_parameter(name)
-                self.backup.setdefault(name, weight)
+                self.backup.setdefault(name, nn.Parameter(weight.clone(), requires_grad=False))  # as between two devices
                 self._put(name, nn.Parameter(weight + delta, requires_grad=False))
         self.loaded_hash = hashes
 
