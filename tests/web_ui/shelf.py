@@ -3,6 +3,7 @@ from hypernetworks.attention import Strength
 from hypernetworks.files import save
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 
+
 def network(name, widths=(8, 16), seed=1):
     """One that changes what it is on by more than rounding."""
     made = ResidualHypernetwork({width: width for width in widths}, ResidualStructure(activation="relu"), initialization="KaimingNormal", seed=seed)

@@ -11,9 +11,11 @@ import copy
 import torch
 from backend.patcher.lora import LoraLoader
 
+CPU = torch.device("cpu")
+
 
 class ModelPatcher:
-    def __init__(self, model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"), size=0, current_device=None, **kwargs):
+    def __init__(self, model, load_device=CPU, offload_device=CPU, size=0, current_device=None, **kwargs):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.lora_patches, self.model_options = {}, {"transformer_options": {}}
         if not hasattr(model, "lora_loader"):

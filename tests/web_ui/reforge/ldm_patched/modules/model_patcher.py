@@ -8,9 +8,11 @@ import copy
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 class ModelPatcher:
-    def __init__(self, model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"), size=0, weight_inplace_update=False):
+    def __init__(self, model, load_device=CPU, offload_device=CPU, size=0, weight_inplace_update=False):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.model_options = {"transformer_options": {}}
 
