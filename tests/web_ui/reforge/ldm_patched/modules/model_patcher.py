@@ -16,6 +16,8 @@ from torch import nn
 
 CPU = torch.device("cpu")
 
+CPU = torch.device("cpu")
+
 
 class ModelPatcher:
     def __init__(self, model, load_device=CPU, offload_device=CPU, size=0, weight_inplace_update=False):
