@@ -14,7 +14,12 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+
+from hypernetworks.generator import Hypernetwork
+from hypernetworks.generator_files import save_generator
+from hypernetworks.hosts.diffusers import DiffusersHost
 
 pytestmark = pytest.mark.browser
 PICTURES = Path(__file__).parent.parent / "hypernetworks" / "embedded" / "pictures" / "striped"
@@ -230,6 +235,33 @@ def test_the_new_file_changes_the_picture_at_strength_1_and_not_at_strength_0(pa
         differences[strength] = int(numpy.abs(with_it.astype(int) - without).max())
     assert differences[0] == 0
     assert differences[1] > 16
+    assert fresh.errors == []
+
+
+def test_a_generator_asks_what_its_weights_are_for_and_follows_the_picture_dropped_in(browser, address, home):
+    made = Hypernetwork(embedding_dim=32, hidden_dim=48, basis_size=4).bind(DiffusersHost().unet)
+    for parameter in made.decoder.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    save_generator(made, home / "networks" / "any.safetensors")
+    fresh = Page(browser, address)
+    fresh.show_tab("Generate")
+    fresh.find("prompt").wait_for(state="visible")
+    assert not fresh.find("conditions_1").count() or not fresh.find("conditions_1").is_visible()
+    fresh.click("refresh")
+    fresh.find("network_1").locator("input").first.click()
+    fresh.tab.locator("[role=option], ul.options li").filter(has_text="any").first.click()
+    fresh.find("condition_1").wait_for(state="visible")
+    fresh.find("condition_1").locator("label").filter(has_text="A reference picture").first.click()
+    fresh.find("dropped_1").locator("input[type=file]").set_input_files(str(PICTURES / "01.png"))
+    fresh.wait_for("find('shown_1').querySelector('img')")
+    digits = fresh.find("shown_1").locator("code").inner_text()
+    fresh.wait_for(f"find('tags').querySelector('textarea, input').value === '<hypernet:any:ref={digits}>'")
+    assert (home / "data" / "references" / f"{digits}.png").is_file()
+    fresh.fill("prompt", "a large red star on a blue background")
+    fresh.fill("steps", 4)
+    fresh.click("generate")
+    fresh.wait_for("find('picture').querySelector('img') && find('plain_picture').querySelector('img')")
+    assert numpy.abs(fresh.pixels("picture").astype(int) - fresh.pixels("plain_picture")).max() > 16
     assert fresh.errors == []
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import diffusers_unet
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -21,10 +22,12 @@ from hypernetworks.config import TrainingConfig, options, read
 from hypernetworks.dataset import read_folder
 from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError
 from hypernetworks.files import load, save
+from hypernetworks.generator import Hypernetwork
+from hypernetworks.generator_files import save_generator
 from hypernetworks.host import Folders, ModelFacts
 from hypernetworks.jobs import Jobs
 from hypernetworks.presets import PRESETS, preset
-from hypernetworks.prompt import ActiveNetwork, extract
+from hypernetworks.prompt import ActiveNetwork, ConditionSource, extract
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 from hypernetworks.ui import app, dataset_check, markup, progress, result
 
@@ -656,3 +659,57 @@ def test_refreshing_finds_new_files_and_forgets_lost_ones(tab, host):
     save(network(), host.folders.networks / "new.safetensors")
     first, second, *_ = rows.refresh("new", "gone", "None", "None")
     assert first["choices"] == ["None", "new"] and first["value"] == "new" and second["value"] == "None"
+
+
+# --- conditions of generators
+
+
+@pytest.fixture
+def conditions(tab, host):
+    """Those of the first row, and a generator called "any" for texts and tasks."""
+    made = Hypernetwork(embedding_dim=16, hidden_dim=16, basis_size=2, conditions=("text",), tasks=("day", "night")).bind(diffusers_unet())
+    save_generator(made, host.folders.networks / "any.safetensors")
+    save(network(), host.folders.networks / "birds.safetensors")
+    return tab.rows.conditions[0]
+
+
+UNSAID = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0]
+
+
+def test_choosing_a_generator_shows_what_it_was_made_for_and_another_network_hides_it(conditions):
+    box, kind, words, picture, task, *_ = conditions.offer("any", *UNSAID)
+    assert box["visible"] and kind["choices"] == ["The prompt", "A text", "A task"] and kind["value"] == "The prompt"
+    assert not words["visible"] and not picture["visible"] and not task["visible"] and task["choices"] == ["day", "night"]
+    box, kind, _, _, task, *_ = conditions.offer("any", "A task", "", "", "night", *UNSAID[4:])
+    assert kind["value"] == "A task" and task["visible"] and task["value"] == "night"
+    box, kind, *_, blend = conditions.offer("birds", "A task", "", "", "night", *UNSAID[4:])
+    assert not box["visible"] and kind["value"] == "The prompt" and blend["value"] == 0
+
+
+def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
+    rows = ["any", 0.5, 0, 1, *NO_ROWS[4:], "A text", "ink", "", "", "A reference picture", "", "0123456789", "", 0.3, *UNSAID * 3]
+    (active,) = tab.rows.active(rows)
+    assert active == ActiveNetwork(
+        "any", 0.5, condition=ConditionSource("text", "ink"), second=ConditionSource("reference", "0123456789"), blend=0.3)
+    assert tab.rows.write_tags(*rows) == "<hypernet:any:0.5:text=ink:ref2=0123456789:blend=0.3>"
+    assert tab.rows.values([active]) == rows
+
+
+def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):
+    Image.new("RGB", (20, 10), "teal").save(tmp_path / "teal.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    name, shown, _ = conditions.first.keep(str(tmp_path / "teal.png"), "")
+    assert (host.folders.references / f"{name}.png").is_file() and name in shown and "<img" in shown
+    kept, shown, _ = conditions.first.keep(str(tmp_path / "bad.png"), name)
+    assert kept == name and "The reference picture cannot be used" in shown
+    assert "is not on this computer" in conditions.first.show("0123456789")
+
+
+def test_a_reference_picture_that_is_missing_is_asked_for(tab, host):
+    words, picture, _ = generate(tab, rows=["any", 1, 0, 1, *NO_ROWS[4:], "A reference picture"] + UNSAID[1:] + UNSAID * 3)
+    assert "Drop in a reference picture first" in words and picture is None and host.requests == []
+
+
+def test_the_prompt_is_told_to_the_session_without_its_tags(tab):
+    generate(tab, "a star<hypernet:any>")
+    assert tab.session.prompts == ["a star"]

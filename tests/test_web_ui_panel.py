@@ -15,6 +15,7 @@ from web_ui.shelf import INK, OIL, fill, on
 
 PASSES = ("both passes", "first pass only", "hires pass only")
 EMPTY = ["None", 1.0, 0.0, 1.0]
+PROMPT = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0] * 4  # what generators make their weights for, in every row
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<>:"), min_size=1, max_size=12)
 NAMES = TEXT.map(str.strip).filter(lambda name: name and name != "None")
 SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
@@ -52,7 +53,7 @@ def pasted(ui, text):
 def test_the_infotext_brings_the_panel_back_exactly(running, rows, passes, prompt):
     text = infotext(running, rows, passes, prompt, negative="no dogs")
     assert running.errors == []
-    wanted = [value for row in rows for value in row] + EMPTY * (4 - len(rows))
+    wanted = [value for row in rows for value in row] + EMPTY * (4 - len(rows)) + PROMPT
     assert pasted(running, text) == [*wanted, passes if rows else "both passes"]
     found = running.part("infotext_utils").parse_generation_parameters(text)
     assert found["Prompt"] == prompt and found["Negative prompt"] == "no dogs" and found["Steps"] == "4"
@@ -82,11 +83,11 @@ def test_a_picture_can_be_made_again_from_its_infotext(ui):
 def test_an_old_infotexts_hypernetwork_becomes_a_tag_and_the_panel_is_emptied(ui):
     text = "a star\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512, Hypernet: old one, Hypernet strength: 0.7"
     assert ui.part("infotext_utils").parse_generation_parameters(text)["Prompt"] == "a star<hypernet:old one:0.7>"
-    assert pasted(ui, text) == [*EMPTY * 4, "both passes"]
+    assert pasted(ui, text) == [*EMPTY * 4, *PROMPT, "both passes"]
 
 
 def test_what_is_no_pictures_infotext_leaves_the_panel_alone(ui):
-    assert pasted(ui, "a star, nothing else") == [None] * 17
+    assert pasted(ui, "a star, nothing else") == [None] * 53
 
 
 @pytest.mark.parametrize("said, first", [
@@ -97,7 +98,7 @@ def test_what_is_no_pictures_infotext_leaves_the_panel_alone(ui):
 def test_rows_that_cannot_be_shown_are_left_out(ui, said, first):
     text = f"a star\nSteps: 20, Sampler: Euler, CFG scale: 7, Hypernetworks: {json.dumps(said)}, Hypernetworks hires: never"
     values = pasted(ui, text)
-    assert values[:4] == first and values[-1] == "both passes" and len(values) == 17
+    assert values[:4] == first and values[-1] == "both passes" and len(values) == 53
 
 
 def plot(ui, x, y=("Nothing", [""]), rows=(), prompt="a star", **about):
@@ -115,7 +116,7 @@ def axes(ui):
 
 def test_the_plots_axes_are_ours_and_its_own(ui):
     ours = [label for label in axes(ui) if label.startswith("[Hypernetwork] ")]
-    assert ours == [f"[Hypernetwork] {name}" for name in ("Name", "Strength", "Start", "End", "Block weights")]
+    assert ours == [f"[Hypernetwork] {name}" for name in ("Name", "Strength", "Start", "End", "Blend", "Block weights", "Text", "Reference", "Task")]
     assert {"Nothing", "Seed", "Denoising"} < set(axes(ui))
     assert axes(ui)["[Hypernetwork] Name"].choices() == ["None", "all", "foreign", "ink", "oil", "xl"]
 
@@ -161,6 +162,13 @@ def test_a_cells_infotext_says_what_was_changed_and_names_no_file_that_did_not_a
     told = [ui.part("infotext_utils").parse_generation_parameters(cell.infotexts[0]) for cell in cells]
     assert told[0]["Hypernetwork hashes"].startswith("ink: ") and "Hypernetwork hashes" not in told[1]
     assert [one["Hypernetwork axes"] for one in told] == ["name=ink, strength=0.3", "name=None, strength=0.3"]
+
+
+def test_a_plot_can_change_what_generators_make_their_weights_for_and_says_so(ui):
+    cells = plot(ui, ("[Hypernetwork] Text", ["ink: black"]), ("[Hypernetwork] Blend", ["0.5"]), rows=[("oil", 0.5)], steps=1)
+    told = ui.part("infotext_utils").parse_generation_parameters(cells[0].infotexts[0])
+    assert told["Hypernetwork axes"] == "text=ink: black, blend=0.5"
+    assert "'oil' generates no weights" in cells[0].comments
 
 
 def test_the_next_job_knows_nothing_of_a_plot(ui):

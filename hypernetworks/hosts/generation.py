@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import HypernetworkError
 from ..files import short_hash
 from ..generating import Conditions
-from ..prompt import ActiveNetwork, extract, tag
+from ..prompt import ActiveNetwork, ConditionSource, extract, tag
 from ..session import Applied, Session
 
 PANEL_LABEL = "Hypernetworks"  # of the infotext: the panel's rows as tags
@@ -136,7 +136,7 @@ class Generation:
         panel = dataclasses.replace(panel, changes=getattr(p, "hypernetworks_changes", {}))
         p.extra_generation_params.pop(HASHES_LABEL, None)  # a plot's cells share what the ones before have written
         if panel.changes:
-            p.extra_generation_params[AXES_LABEL] = ", ".join(f"{field}={value}" for field, value in panel.changes.items())
+            p.extra_generation_params[AXES_LABEL] = ", ".join(_said(field, value) for field, value in panel.changes.items())
         try:
             always = self._always(p)
             self._begin_batch(p, Job(p, panel, *self._prompts(p, items, always), always))
@@ -204,6 +204,10 @@ class Generation:
                 continue  # it is named under the picture
         if found:
             p.extra_generation_params[HASHES_LABEL] = ", ".join(found)
+
+
+def _said(field: str, value: Any) -> str:
+    return f"{value.kind}={value.value}" if isinstance(value, ConditionSource) else f"{field}={value}"
 
 
 def _mentions(prompt: str, name: str) -> bool:
