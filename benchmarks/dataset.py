@@ -4,7 +4,7 @@
 
 1,000 different pictures with captions of their own are read and prepared as a training run does it, with the embedded model's autoencoder
 and text encoder; loading the model does not count. Then the resident memory of processes that prepare 100, 1,000 and 10,000 pictures from
-nothing and draw batches of them, at 64 pixels, since the size of a latent does not matter there. About eight minutes on one slow core.
+nothing and draw batches of them, at 64 pixels, since the size of a latent does not matter there.
 """
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 
 The web UI is AUTOMATIC1111 in miniature (`tests/web_ui`), in a process that has imported what a web UI has imported before it comes to its
 extensions. Timed is what it does with them: scripts are executed, asked for their settings, panels, tabs and routes; with ours among them
-and without, in turns, each time in a process of its own. Then a browser opens the page and our tabs.
+and without, in turns, each time in a process of its own, by the processor's clock: a start waits for nothing, and other programs do not
+count. Then a browser opens the page and our tabs, by the clock on the wall. The figures depend on the version of gradio, which is named.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from report import arguments, in_new_process, table, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ("torch", "gradio", "fastapi", "safetensors.torch", "numpy", "PIL.Image", "tqdm")  # by any web UI, before extensions
-ROUNDS = 7
+ROUNDS = 5
 PARTS = ("scripts executed", "settings and panels", "tabs", "routes")
 TABS = {"train": ("Train Hypernetwork", "#hypernetworks_train"), "library": ("Hypernetworks", "#hypernetworks_library_table")}
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
@@ -51,15 +52,15 @@ class WebUi:
         import gradio
         from fastapi import FastAPI
 
-        callbacks, times = self.part("script_callbacks"), [time.perf_counter()]
+        callbacks, times = self.part("script_callbacks"), [time.process_time()]
         self.miniature.WebUi.initialize(self)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         page = self.miniature.WebUi.open_page(self)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         tabs = callbacks.ui_tabs_callback()
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         callbacks.app_started_callback(None, FastAPI())
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         assert self.part("errors").reported == [], self.part("errors").reported
         with gradio.Blocks() as whole, gradio.Tabs():
             for content, title, identifier in [(page, "txt2img", "tab_txt2img"), *tabs]:
@@ -72,6 +73,7 @@ def started(folder: Path, with_ours: bool) -> list[float]:
     """Of one process: seconds of each of `PARTS`."""
     for name in IMPORTED:
         importlib.import_module(name)
+    print(f"gradio {sys.modules['gradio'].__version__}, {'with' if with_ours else 'without'} ours", flush=True)
     return WebUi(folder, with_ours).start()[0]
 
 
