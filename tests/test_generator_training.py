@@ -78,9 +78,13 @@ def test_the_public_sketch_runs_as_it_is_written(host, styles):
         hypernetwork.generate_weights(hypernetworks.generator.Condition.none())
     config = {"learning_rate": 1e-4, "batch_size": 4, "max_epochs": 100, "target_layers": ["attn1", "attn2"]}
     one = hypernetworks.HypernetworkTrainer(hypernetwork, config=config)
-    one.stop()  # after the first steps would do too; what counts is that it trains what it was given
-    found = list(one.run(styles, host))
-    assert found[-1].kind in ("cancelled", "stopped")
+    found = []
+    for event in one.run(styles, host):
+        found.append(event)
+        if len(losses(found)) == 2:
+            one.stop()
+    assert found[-1].kind == "stopped" and found[-1].step == 2 and found[-1].path.exists()
+    assert all(loss > 0 for loss in losses(found)) and len(hypernetwork.layers) == 56  # 14 attention layers of 4 projections
     assert one.hypernetwork is hypernetwork
 
 
@@ -92,7 +96,6 @@ def test_a_generator_learns_and_its_file_gives_the_same_weights(host, styles):
     kept = load_generator(found[-1].path)
     assert equal(kept, one.hypernetwork) and kept.step == 30
     assert kept.metadata["base_model_hash"] == host.model.hash and kept.metadata["dataset_size"] == "12"
-    assert "pictures" not in kept.metadata.get("settings", "").split('"dataset"')[-1]
 
 
 def test_every_parameter_of_the_generator_gets_a_gradient(host, styles):
