@@ -33,11 +33,12 @@ class Extension:
         self.web_ui.add_settings()
 
     def tabs(self) -> list[tuple[Any, str, str]]:
-        """The pages, as `on_ui_tabs` wants them: (blocks, title, elem_id)."""
-        from .ui.tabs import build_library_tab, build_train_tab
+        """The pages, as `on_ui_tabs` wants them: (what renders, title, elem_id)."""
+        from .ui.tabs import library_page, train_page
 
-        train = build_train_tab(self.host, self.jobs, self.web_ui.TRY_SCRIPT)
-        return [(train, *TRAIN_TAB), (build_library_tab(self.host, self.library, self.jobs), *LIBRARY_TAB)]
+        report = self.web_ui.report
+        train = train_page(self.host, self.jobs, self.web_ui.TRY_SCRIPT, report)
+        return [(train, *TRAIN_TAB), (library_page(self.host, self.library, self.jobs, report), *LIBRARY_TAB)]
 
     def panel(self, is_img2img: bool) -> Any:
         """The panel of txt2img or img2img, and what pasting does to it."""

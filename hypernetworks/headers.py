@@ -16,6 +16,7 @@ from .errors import FileRefused
 from .files import write_atomically
 
 _START = '{"__metadata__":'  # the reference implementation, which writes our files, puts it first
+_AT_ONCE = 2**16  # bytes; most headers are shorter
 _LARGEST = 100_000_000  # bytes of a header; safetensors takes no larger one
 _LAST_OFFSET = re.compile(r',(\d{1,18})\]\}\}\s*$')
 _DECODER = json.JSONDecoder()
@@ -27,11 +28,10 @@ def read_metadata(path: str | Path) -> dict[str, str] | None:
     Only the metadata is decoded, not the list of weights behind it, which takes ten times as long. Raises OSError.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
-            length, text = _header(file)
-            last = _LAST_OFFSET.search(text, max(0, len(text) - 256))
-            if not text.startswith(_START) or last is None or os.fstat(file.fileno()).st_size != 8 + length + int(last[1]):
-                return None
+        length, text, size = _beginning(path)
+        last = _LAST_OFFSET.search(text, max(0, len(text) - 256))
+        if not text.startswith(_START) or last is None or size != 8 + length + int(last[1]):
+            return None
         metadata, _ = _DECODER.raw_decode(text, len(_START))
     except (ValueError, RecursionError):
         return None
@@ -61,15 +61,38 @@ def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
     write_atomically(path, write)
 
 
+def _beginning(path: str | Path) -> tuple[int, str, int]:
+    """Length and text of the header, and the file's size, with as few questions to the disk as possible.
+
+    Raises ValueError where there is no header, OSError where there is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        data, size = os.read(descriptor, _AT_ONCE), os.fstat(descriptor).st_size
+        length = _checked_length(data[:8])
+        while len(data) < min(8 + length, size) and (more := os.read(descriptor, 8 + length - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    if len(data) < 8 + length:
+        raise ValueError("half a header")
+    return length, data[8 : 8 + length].decode(), size
+
+
 def _header(file: BinaryIO) -> tuple[int, str]:
     """Length and text of the header; the file then stands at the weights. Raises ValueError where there is none."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= _LARGEST:
-        raise ValueError("no header")
+    length = _checked_length(file.read(8))
     data = file.read(length)
     if len(data) < length:
         raise ValueError("half a header")
     return length, data.decode()
+
+
+def _checked_length(data: bytes) -> int:
+    length = int.from_bytes(data, "little")
+    if not 2 <= length <= _LARGEST:
+        raise ValueError("no header")
+    return length
 
 
 def _encoded(entries: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -262,14 +263,19 @@ def _from_metadata(name: str, file: File, metadata: Mapping[str, str]) -> Entry:
     if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, str(VERSION)) or kind not in ("residual", GENERATOR):
         raise ValueError("another format")
     if kind == "residual":
-        pairs = json.loads(metadata.get("pairs", ""))
-        widths = tuple(sorted({int(width) for _, width in pairs}))
-        kind = _kind(key for key, _ in pairs)
+        kind, widths = _pairs(metadata.get("pairs", ""))
     else:
         architecture = json.loads(metadata.get("architecture", ""))
         makes = _makes(map(str, architecture["target_layers"]), int(architecture["rank"]))
     step, base_model = int(metadata.get("step", "")), metadata.get("base_model", "")
     return Entry(name, file.path, file.size, _date(metadata, file), kind, widths, makes, step, base_model)
+
+
+@lru_cache
+def _pairs(text: str) -> tuple[str, tuple[int, ...]]:
+    """Kind and widths of a residual network from its header's list of pairs, which thousands of files have in common."""
+    pairs = json.loads(text)
+    return _kind(key for key, _ in pairs), tuple(sorted({int(width) for _, width in pairs}))
 
 
 def _known(name: str, file: File, facts: Facts) -> Entry:

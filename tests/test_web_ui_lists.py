@@ -131,15 +131,41 @@ def test_hires_fix_is_offered_in_txt2img_only(ui):
     assert seen == {"txt2img_hypernetworks_passes": True, "img2img_hypernetworks_passes": False}
 
 
-def test_the_tabs_are_built_without_a_model(ui):
+def rendered(tabs):
+    """Tabs in a page, as modules/ui.py puts them there: {title: (what renders, ids within)}."""
     import gradio
 
-    tabs = ui.part("script_callbacks").ui_tabs_callback()
-    assert [(title, name) for _, title, name in tabs] == [
-        ("Train Hypernetwork", "hypernetworks_train_tab"), ("Hypernetworks", "hypernetworks_library_tab")
-    ]  # fmt: skip
-    assert all(isinstance(blocks, gradio.Blocks) for blocks, *_ in tabs)
+    found = {}
+    with gradio.Blocks() as page, gradio.Tabs():
+        for content, title, name in tabs:
+            before = set(page.blocks)
+            with gradio.Tab(title, elem_id=name):
+                content.render()
+            found[title] = content, {page.blocks[number].elem_id for number in set(page.blocks) - before} - {None}
+    return found
+
+
+def test_the_tabs_are_built_in_the_web_uis_page_without_a_model(ui):
+    found = rendered(ui.part("script_callbacks").ui_tabs_callback())
+    assert list(found) == ["Train Hypernetwork", "Hypernetworks"]
+    assert {"hypernetworks_train_tab", "hypernetworks_train", "hypernetworks_preset"} <= found["Train Hypernetwork"][1]
+    assert {"hypernetworks_library_tab", "hypernetworks_library_table"} <= found["Hypernetworks"][1]
+    assert all(content.children for content, _ in found.values())  # where the web UI looks for values to save
     assert ui.loaded == []
+
+
+def test_a_tab_that_cannot_be_built_says_so_in_its_place(ui):
+    def broken():
+        raise OSError("the disk is gone")
+
+    tabs = ui.extension.tabs()
+    tabs[0][0].build = broken
+    found = rendered(tabs)
+    (shown,) = found["Train Hypernetwork"][0].children
+    assert "could not be built (the disk is gone)" in shown.value
+    assert "hypernetworks_library_table" in found["Hypernetworks"][1]
+    assert [error.splitlines()[0] for error in ui.errors] == ["A tab of the hypernetworks extension could not be built."]
+    ui.errors.clear()
 
 
 def test_files_live_in_the_web_uis_folders(ui):

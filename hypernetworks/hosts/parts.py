@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException, Request
-from modules import extra_networks, scripts, shared, ui_extra_networks
+from modules import errors, extra_networks, scripts, shared, ui_extra_networks
 
 from .. import xyz
 from ..catalog import Catalog
@@ -64,6 +64,11 @@ def unregister() -> None:
 def _xyz_modules() -> list[Any]:
     """The web UI's script for XYZ plots, which is found by its file's name."""
     return [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
+
+
+def report(text: str) -> None:
+    """A sentence and the exception that is being handled to the console and the web UI's report of errors (modules/errors.py:38)."""
+    errors.report(text, exc_info=True)
 
 
 def add_settings() -> None:
