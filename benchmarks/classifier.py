@@ -1,15 +1,15 @@
 """The judge of generated pictures: tells style, shape and colour of a picture from the shapes world.
 
 It learns from real renders and from the same renders after the model's autoencoder, never from generated pictures. Renders in manners
-that are none of the five styles (other fills, other palettes, stripes at another slant) form a sixth class, so that what merely looks
-odd does not count as a style.
+that are none of the styles it is to tell apart (other fills, other palettes, stripes at another slant) can form one more class, so that
+what merely looks odd does not count as a style.
 """
 from __future__ import annotations
 
 import hashlib
 import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from torch import nn
 from hypernetworks.embedded import shapes
 
 OTHER = "other"
-STYLES = (*shapes.STYLES, OTHER)
 COLORS = tuple(shapes.COLORS)
 UNKNOWN = -100  # label of what a picture does not show; cross entropy skips it
-COLORLESS = ("sepia", OTHER)  # styles that do not keep the shape's colour
+
+Styles = Mapping[str, shapes.Style]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Pictures:
 
 
 class Judge(nn.Module):
-    """A small convolutional classifier; forward(pixels [n, 3, 128, 128] in 0..1) -> logits of style, shape, colour."""
+    """A small convolutional classifier of `styles` classes; forward(pixels [n, 3, 128, 128] in 0..1) -> logits of style, shape, colour."""
 
-    def __init__(self) -> None:
+    def __init__(self, styles: int) -> None:
         super().__init__()
 
         def block(width: int, out: int, stride: int) -> list[nn.Module]:
@@ -63,7 +63,7 @@ class Judge(nn.Module):
             *block(3, 24, 2), *block(24, 48, 2), *block(48, 48, 1), *block(48, 96, 2), *block(96, 96, 1),
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2),
         )
-        self.heads = nn.ModuleList(nn.Linear(96 * 16, classes) for classes in (len(STYLES), len(shapes.SHAPES), len(COLORS)))
+        self.heads = nn.ModuleList(nn.Linear(96 * 16, classes) for classes in (styles, len(shapes.SHAPES), len(COLORS)))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self.body(pixels - 0.5)
@@ -76,15 +76,15 @@ class Judge(nn.Module):
         return torch.cat([torch.stack([logits.argmax(1) for logits in self(part.float() / 255)], 1) for part in pixels.split(64)])
 
 
-def labels_of(content: shapes.Content, style: str) -> list[int]:
-    """Numbers of style, shape, colour; colour is unknown where the style does not keep it."""
-    color = UNKNOWN if style in COLORLESS else COLORS.index(content.color)
-    return [STYLES.index(style), shape_label(content.shape, style), color]
+def labels_of(number: int, content: shapes.Content, style: shapes.Style | None) -> list[int]:
+    """Numbers of style, shape, colour; None for an odd style. Colour is unknown where the style does not keep it."""
+    keeps_color = style is not None and style.palette == "plain"
+    return [number, shape_label(content.shape, style), COLORS.index(content.color) if keeps_color else UNKNOWN]
 
 
-def shape_label(shape: str, style: str) -> int:
+def shape_label(shape: str, style: shapes.Style | None) -> int:
     """An outlined ring is drawn exactly like an outlined circle, so both count as a circle."""
-    return shapes.SHAPES.index("circle" if (shape, style) == ("ring", "outlined") else shape)
+    return shapes.SHAPES.index("circle" if shape == "ring" and style is not None and style.fill == "outline" else shape)
 
 
 def other_style(rng: random.Random) -> shapes.Style:
@@ -102,14 +102,15 @@ def to_pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
 
 
-def renders(count: int, seed: int) -> Pictures:
-    """Real renders, the six classes taking turns."""
+def renders(styles: Sequence[shapes.Style | None], count: int, seed: int) -> Pictures:
+    """Real renders, the classes taking turns; None is the class of odd styles."""
     rng = random.Random(seed)
     pictures, labels = [], []
-    for number in range(count):
-        name, content = STYLES[number % len(STYLES)], shapes.random_content(rng)
-        pictures.append(shapes.draw(content, shapes.STYLES[name] if name != OTHER else other_style(rng)))
-        labels.append(labels_of(content, name))
+    for place in range(count):
+        number = place % len(styles)
+        style, content = styles[number], shapes.random_content(rng)
+        pictures.append(shapes.draw(content, style or other_style(rng)))
+        labels.append(labels_of(number, content, style))
     return Pictures(to_pixels(pictures), torch.tensor(labels))
 
 
@@ -132,11 +133,11 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return pixels * (0.92 + 0.16 * gain) + 0.08 * (offset - 0.5) + 0.03 * torch.randn(pixels.shape, generator=generator)
 
 
-def train(pictures: Pictures, epochs: int, seed: int = 0) -> Judge:
-    """A judge fitted to the pictures."""
+def train(pictures: Pictures, styles: int, epochs: int, seed: int = 0) -> Judge:
+    """A judge of so many classes of styles fitted to the pictures."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge().train()
+        judge = Judge(styles).train()
         generator = torch.Generator().manual_seed(seed)
         count = len(pictures.labels)
         optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
@@ -153,37 +154,39 @@ def train(pictures: Pictures, epochs: int, seed: int = 0) -> Judge:
     return judge.eval()
 
 
-def accuracy(judge: Judge, pictures: Pictures) -> dict[str, dict[str, float]]:
+def accuracy(judge: Judge, pictures: Pictures, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Per class of style (and "all"): shares of right "style", "shape", "colour" (absent where the style does not keep it)."""
     judged = judge.judge(pictures.pixels)
     right, known = (judged == pictures.labels).float(), pictures.labels != UNKNOWN
     table = {}
-    for name in (*STYLES, "all"):
-        rows = torch.ones(len(right), dtype=torch.bool) if name == "all" else pictures.labels[:, 0] == STYLES.index(name)
+    for name in (*names, "all"):
+        rows = torch.ones(len(right), dtype=torch.bool) if name == "all" else pictures.labels[:, 0] == names.index(name)
         counted = {what: rows & known[:, i] for i, what in enumerate(("style", "shape", "colour"))}
         table[name] = {what: right[rows, i].mean().item() for i, (what, rows) in enumerate(counted.items()) if rows.any()}
     return table
 
 
-def prepare(autoencoder: nn.Module, folder: Path, effort: Effort = Effort()) -> tuple[Judge, dict[str, dict]]:
-    """The judge and its accuracy on held-out `renders` and on their `round trips` (the ceiling). Kept in `folder` and trained anew when
-    this file, the shapes, the autoencoder or the effort change."""
+def prepare(
+    autoencoder: nn.Module, folder: Path, effort: Effort = Effort(), styles: Styles = shapes.STYLES, other: bool = True
+) -> tuple[Judge, dict[str, dict]]:
+    """The judge of these styles, numbered in their order, and with `other` of odd ones behind them; and its accuracy on held-out `renders`
+    and on their `round trips` (the ceiling). Kept in `folder` and trained anew when this file, the shapes, the autoencoder or anything asked changes."""
     state = [f"{key} {value.double().sum().item():.6g}" for key, value in autoencoder.state_dict().items()]
-    sources = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(shapes), repr(effort), *state]
+    sources = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(shapes), repr((effort, styles, other)), *state]
     path = folder / f"judge-{hashlib.sha256(''.join(sources).encode()).hexdigest()[:10]}.pt"
-    judge = Judge()
+    names, manners = [*styles, *[OTHER] * other], [*styles.values(), *[None] * other]
     if path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept, judge = torch.load(path, weights_only=True), Judge(len(names))
         judge.load_state_dict(kept["judge"])
         return judge.eval(), kept["accuracy"]
-    shown, hidden = renders(effort.renders, seed=1), renders(effort.held_out, seed=2)
+    shown, hidden = renders(manners, effort.renders, seed=1), renders(manners, effort.held_out, seed=2)
     chosen = slice(0, effort.round_trips)
     trips = round_trip(autoencoder, shown.pixels[chosen])
     # Round trips are what generated pictures look like, so they are shown twice as often.
     shown = Pictures(torch.cat([shown.pixels, trips, trips]), torch.cat([shown.labels, *[shown.labels[chosen]] * 2]))
-    judge = train(shown, effort.epochs)
+    judge = train(shown, len(names), effort.epochs)
     after = Pictures(round_trip(autoencoder, hidden.pixels), hidden.labels)
-    found = {"renders": accuracy(judge, hidden), "round trips": accuracy(judge, after)}
+    found = {"renders": accuracy(judge, hidden, names), "round trips": accuracy(judge, after, names)}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"judge": judge.state_dict(), "accuracy": found}, path)
     return judge, found

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from classifier import COLORLESS, COLORS, SMALL, STYLES, Effort, Judge, prepare, shape_label, to_pixels
+from classifier import COLORS, OTHER, SMALL, Effort, Judge, prepare, shape_label, to_pixels
 from low_rank import LowRank, load_low_rank, save_low_rank, train_low_rank
 from PIL import Image
 from report import arguments, grid, kept, table, write_figures
@@ -168,12 +168,13 @@ class Bench:
         """What the judge says of pictures of the prompts that should be in this style."""
         judged = self.judge.judge(to_pixels(pictures)).tolist()
         styles, forms, colors = zip(*judged, strict=True)
-        wanted_forms = [shape_label(content.shape, style) for content in self.prompts]
-        seen_forms = [shape_label(shapes.SHAPES[form], style) for form in forms]
+        manner, names = shapes.STYLES[style], (*shapes.STYLES, OTHER)
+        wanted_forms = [shape_label(content.shape, manner) for content in self.prompts]
+        seen_forms = [shape_label(shapes.SHAPES[form], manner) for form in forms]
         return {
-            "style": mean(float(STYLES[number] == style) for number in styles),
+            "style": mean(float(names[number] == style) for number in styles),
             "shape": mean(float(seen == wanted) for seen, wanted in zip(seen_forms, wanted_forms, strict=True)),
-            "color": None if style in COLORLESS
+            "color": None if manner.palette != "plain"
             else mean(float(COLORS[seen] == content.color) for seen, content in zip(colors, self.prompts, strict=True)),
         }
 

@@ -22,6 +22,8 @@ _EXPECTED = {
 }
 _POOLED_WIDTH = 1024  # narrow picture tokens are pooled in several ways, side by side, up to about this width
 
+_SMALLEST_VARIANCE = 1e-6  # of tokens that are all alike, whose deviation has no slope
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
@@ -190,7 +192,9 @@ class HypernetworkEncoder(nn.Module):
 class ImageAdapter(nn.Module):
     """Latents or tokens to [b, embedding_dim], wherever in the picture something is.
 
-    Latents go through three convolutions first. Then learned queries each take a softmax-weighted mean of the tokens.
+    Latents go through three convolutions first, at half their size, where a pattern of a few cells still shows. Then learned queries
+    each take a softmax-weighted mean of the tokens. Beside these stand mean and deviation of all tokens, by which textures and palettes
+    are told apart long before the queries have learned where to look.
     """
 
     def __init__(self, features: str, width: int, embedding_dim: int) -> None:
@@ -200,23 +204,26 @@ class ImageAdapter(nn.Module):
             self.convolutions = nn.Sequential(
                 nn.Conv2d(width, 64, 3, padding=1), nn.GELU(),
                 nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.GELU(),
-                nn.Conv2d(128, 128, 3, stride=2, padding=1), nn.GELU(),
+                nn.Conv2d(128, 128, 3, padding=1), nn.GELU(),
             )  # fmt: skip
             width = 128
         queries = max(1, _POOLED_WIDTH // width)
-        self.norm = nn.LayerNorm(width)
+        self.norm, self.moments_norm = nn.LayerNorm(width), nn.LayerNorm(2 * width)
         self.queries = nn.Parameter(torch.empty(queries, width))
-        self.out = nn.Linear(queries * width, embedding_dim)
+        self.out = nn.Linear((queries + 2) * width, embedding_dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """[b, c, h, w], [b, pictures, c, h, w] or [b, tokens, width] to [b, embedding_dim]."""
-        tokens = self.norm(image if self.convolutions is None else self._tokens(image))
+        tokens = image if self.convolutions is None else self._tokens(image)
+        deviation = (tokens.var(1, unbiased=False) + _SMALLEST_VARIANCE).sqrt()
+        moments = self.moments_norm(torch.cat([tokens.mean(1), deviation], dim=-1))
+        tokens = self.norm(tokens)
         attention = (self.queries @ tokens.mT / tokens.shape[-1] ** 0.5).softmax(-1)  # [b, queries, tokens]
-        return self.out((attention @ tokens).flatten(1))
+        return self.out(torch.cat([(attention @ tokens).flatten(1), moments], dim=-1))
 
     def _tokens(self, latents: Tensor) -> Tensor:
         pictures = latents if latents.ndim == 4 else latents.flatten(0, 1)
-        tokens = self.convolutions(pictures).flatten(2).mT  # [b * pictures, h * w / 16, 128]
+        tokens = self.convolutions(pictures).flatten(2).mT  # [b * pictures, h * w / 4, 128]
         return tokens.reshape(len(latents), -1, tokens.shape[-1])
 
 

@@ -169,6 +169,9 @@ class TrainingConfig:
         "basis", "Decoder", "basis: mixes learned matrices of each layer. rank_token: layers of one shape share a head; less memory. lidb: tiny (HyperDreamBooth).",
         choices=("basis", "rank_token", "lidb"), group="Generator", advanced=True)
     basis_size: int = option(32, "Basis size", "How many matrices of each factor a layer has to mix (decoder basis).", minimum=1, maximum=4096, group="Generator", advanced=True)
+    encoder_steps: int = option(
+        300, "Encoder steps", "Before the first step, the encoder learns that many steps to tell the folders apart by their pictures (condition image); "
+        "they take no pass through the model.", minimum=0, maximum=1_000_000, group="Generator", advanced=True)
     condition_dropout: float = option(
         0.05, "Drop conditions", "Share of samples trained without their condition, and as large a share without condition and caption.",
         minimum=0, maximum=0.5, group="Generator", advanced=True)

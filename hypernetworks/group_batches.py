@@ -17,6 +17,8 @@ from .host import Host
 from .latents import LatentStore
 from .plan import random_for
 
+PAIRS = 128  # groups at most that a step of the encoder tells apart
+
 
 class GroupBatches(Batches):
     """Batches of pictures in groups. A picture's condition is its caption, the number of its group, or another picture of the group: from
@@ -67,6 +69,14 @@ class GroupBatches(Batches):
             for batch, condition in zip(batches, conditions, strict=True)
         ]
 
+    def pairs(self, step: int) -> tuple[Tensor, Tensor]:
+        """Two different pictures of each of some groups, [b, c, h, w] each: what the encoder learns from before the first step."""
+        rng = random_for(self.config.seed, step, 0, "pairs")
+        groups = self.training_references.groups
+        chosen = [rng.sample(groups[name], 2) for name in rng.sample(sorted(groups), min(PAIRS, len(groups)))]
+        first, second = zip(*chosen, strict=True)
+        return self._references(first), self._references(second)
+
     def preview_conditions(self) -> list[Condition]:
         """What previews are generated for, one row each: held-out pictures first, one of each group."""
         first_of_group = {picture.group: picture for picture in reversed([*self.held_out, *self.training])}
@@ -102,10 +112,14 @@ class GroupBatches(Batches):
     def _condition(self, kind: str, pictures: Sequence[Picture], others: Sequence[Picture]) -> Condition:
         """One row per picture."""
         if kind == "image":
-            return Condition(image=torch.stack([self.reference_latents.get(other)[0] for other in others]))
+            return Condition(image=self._references(others))
         if kind == "task":
             return Condition(task=torch.tensor([self.tasks.index(picture.group) for picture in pictures]))
         return Condition(text=torch.cat([self._text(self._validation_caption(picture)) for picture in pictures]))
+
+    def _references(self, pictures: Sequence[Picture]) -> Tensor:
+        """[b, c, h, w]"""
+        return torch.stack([self.reference_latents.get(picture)[0] for picture in pictures])
 
     def _text(self, caption: str) -> Tensor:
         """[1, width]: see `conditioning.condition_of_text`."""

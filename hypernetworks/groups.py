@@ -64,13 +64,13 @@ class References:
     """For every picture the others of its group."""
 
     def __init__(self, pictures: Iterable[Picture]) -> None:
-        self._members: dict[str, list[Picture]] = defaultdict(list)
+        self.groups: dict[str, list[Picture]] = defaultdict(list)
         for picture in pictures:
-            self._members[picture.group].append(picture)
+            self.groups[picture.group].append(picture)
 
     def of(self, picture: Picture, seed: int, step: int, sample: int) -> Picture:
         """Another picture of the same group, drawn anew for each (seed, step, sample)."""
-        others = [other for other in self._members[picture.group] if other.path != picture.path]
+        others = [other for other in self.groups[picture.group] if other.path != picture.path]
         return random_for(seed, step, sample, "reference").choice(others)
 
 

@@ -22,20 +22,20 @@ _LAST_OFFSET = re.compile(r',(\d{1,18})\]\}\}\s*$')
 _DECODER = json.JSONDecoder()
 
 
-def read_metadata(path: str | Path) -> dict[str, str] | None:
+def read_metadata(path: str | Path, size: int | None = None) -> dict[str, str] | None:
     """The metadata, if the file is as long as its header says; None for any other file, about which `files.describe` knows more.
 
-    Only the metadata is decoded, not the list of weights behind it, which takes ten times as long. Raises OSError.
+    `size` in bytes spares a question to the disk where somebody has asked it before. Only the metadata is decoded, not the list of weights behind it, which takes ten times as long. Raises OSError.
     """
     try:
-        length, text, size = _beginning(path)
+        length, text, size = _beginning(path, size)
         last = _LAST_OFFSET.search(text, max(0, len(text) - 256))
         if not text.startswith(_START) or last is None or size != 8 + length + int(last[1]):
             return None
         metadata, _ = _DECODER.raw_decode(text, len(_START))
     except (ValueError, RecursionError):
         return None
-    return metadata if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()) else None
+    return metadata if isinstance(metadata, dict) and set(map(type, metadata.values())) <= {str} else None
 
 
 def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
@@ -61,14 +61,15 @@ def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
     write_atomically(path, write)
 
 
-def _beginning(path: str | Path) -> tuple[int, str, int]:
-    """Length and text of the header, and the file's size, with as few questions to the disk as possible.
+def _beginning(path: str | Path, size: int | None) -> tuple[int, str, int]:
+    """Length and text of the header, and the file's size unless it is known, with as few questions to the disk as possible.
 
     Raises ValueError where there is no header, OSError where there is no file.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        data, size = os.read(descriptor, _AT_ONCE), os.fstat(descriptor).st_size
+        data = os.read(descriptor, _AT_ONCE)
+        size = os.fstat(descriptor).st_size if size is None else size
         length = _checked_length(data[:8])
         while len(data) < min(8 + length, size) and (more := os.read(descriptor, 8 + length - len(data))):
             data += more

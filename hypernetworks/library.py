@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import merging
 from .catalog import Catalog, File
@@ -36,8 +36,7 @@ LARGEST_PICTURE = 20_000_000  # bytes
 Facts = FileFacts | GeneratorFacts
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a table. What a `.pt` says of itself is not known before its details were asked for: it has to be loaded for that."""
 
     name: str
@@ -251,7 +250,7 @@ def _entry(name: str, file: File) -> Entry:
     if file.path.suffix.lower() == ".pt":
         return _problem(name, file, "" if file.size else _read(file.path)[1])
     try:
-        return _from_metadata(name, file, read_metadata(file.path) or {})
+        return _from_metadata(name, file, read_metadata(file.path, file.size) or {})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         facts, problem = _read(file.path)
     return _problem(name, file, problem) if facts is None else _known(name, file, facts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .attention import Edit, LowRankEdit, ResidualEdit, Strength
 from .batches import Batch, Batches
 from .config import TrainingConfig
+from .contrast import teach
 from .dataset import Dataset, read_folder
 from .errors import ConfigError
 from .files import load, save
@@ -58,6 +59,10 @@ class Trainee:
     def begin(self, path: Path | None) -> None:
         """Makes what is missing of network and edit; the network is read from a file where a `path` is given."""
         raise NotImplementedError
+
+    def learn_beforehand(self, batches: Batches) -> Iterator[tuple[int, int, str]]:
+        """What a new network learns before the first step; yields (done, total, what)."""
+        yield from ()
 
     def groups(self, auto: bool) -> list[dict[str, Any]]:
         """Parameter groups, each with the `rate_scale` that the schedule's rate is multiplied by."""
@@ -169,6 +174,14 @@ class GeneratorTrainee(Trainee):
             self.network = load_generator(path) if path else Hypernetwork(seed=self.config.seed, **self._structure())
         self.network.bind(self.host.unet)
         self.edit = LowRankEdit({layer.name: _no_delta(layer.in_width, layer.out_width) for layer in self.network.layers})
+
+    def learn_beforehand(self, batches: GroupBatches) -> Iterator[tuple[int, int, str]]:
+        """The encoder learns to tell groups apart (contrast.py), where there are pictures to tell them by."""
+        steps = self.config.encoder_steps
+        if "image" not in self.network.structure.conditions or len(batches.training_references.groups) < 2:
+            return
+        for done, _ in enumerate(teach(self.network.encoder, batches.pairs, steps), start=1):
+            yield done, steps, "Teaching the encoder"
 
     def groups(self, auto: bool) -> list[dict[str, Any]]:
         """One group. The automatic rate falls with the width, as that of residual networks does."""

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,14 +102,13 @@ class HypernetworkTrainer:
         yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
         accelerator = _accelerator(self.config, host.device)
         batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
-        for done, total, what in batches.prepare():
-            yield Progress("preparing", done, total, what)
-            if self._cancel.is_set() or self._stop.is_set():
-                yield Progress("cancelled", message="Cancelled before the first step.")
-                return
+        if not (yield from self._preparing(batches.prepare())):
+            return
         yield from (Progress("warning", message=message) for message in batches.warnings)
         run = _Run(self, trainee, accelerator, batches, folder)
         run.begin(resume)
+        if run.network.step == run.step == 0 and not (yield from self._preparing(trainee.learn_beforehand(batches))):
+            return
         try:
             with host.training(self.config.gradient_checkpointing), attached(host.unet, [trainee.edit]):
                 yield from run.events()
@@ -117,6 +116,15 @@ class HypernetworkTrainer:
             raise TrainingFailed(
                 f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
             ) from None
+
+    def _preparing(self, work: Iterator[tuple[int, int, str]]) -> Generator[Progress, None, bool]:
+        """Tells of what goes before the first step; whether it came to its end."""
+        for done, total, what in work:
+            yield Progress("preparing", done, total, what)
+            if self._cancel.is_set() or self._stop.is_set():
+                yield Progress("cancelled", message="Cancelled before the first step.")
+                return False
+        return True
 
     def _check_free(self, trainee: Trainee, folder: RunFolder, resume: bool, overwrite: bool) -> None:
         """Raises `NameTaken` where a file would be replaced that is not to be."""

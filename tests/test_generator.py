@@ -170,7 +170,7 @@ def test_gradients_reach_every_parameter_after_one_step(decoder):
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_training_lowers_the_loss_from_the_start(decoder):
     network = small(decoder)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     target = bare_prediction() + 0.3 * torch.randn(X.shape, generator=torch.manual_seed(5))
     losses = []
     for _ in range(5):

@@ -22,7 +22,7 @@ from hypernetworks.trainer import HypernetworkTrainer
 SMALL = dict(embedding_dim=32, hidden_dim=48, basis_size=4, depth=1)
 QUICK = dict(
     name="family", kind="generator", max_steps=3, batch_size=2, preview_every=0, validation_every=0, checkpoint_every=0, warmup_steps=0,
-    learning_rate="2e-3", validation_share=0.0, **SMALL,
+    learning_rate="2e-3", validation_share=0.0, encoder_steps=2, **SMALL,
 )
 
 
@@ -188,6 +188,48 @@ def test_conditions_and_captions_are_dropped_as_often_as_asked(host, styles):
         assert all(flag for flag, bare in zip(batch.condition.dropped, without, strict=True) if bare)
         total += len(without)
     assert 0.3 < dropped / total < 0.5 and 0.12 < both / total < 0.28  # 0.4 and 0.2 of 200
+
+
+def test_the_encoder_is_taught_once_before_the_first_step(host, styles):
+    def taught(found):
+        return [event.step for event in found if event.message == "Teaching the encoder"]
+
+    first = trainer(max_steps=1)
+    found = events(first, styles, host)
+    assert taught(found) == [1, 2] and [event.kind for event in found].index("step") > len(taught(found))
+    assert taught(events(HypernetworkTrainer(first.hypernetwork, {**QUICK, "max_steps": 2}), styles, host, overwrite=True)) == []
+    assert taught(events(trainer(max_steps=2), styles, host, resume=True)) == []
+    for without in ({"conditions": "task"}, {"conditions": "text"}, {"encoder_steps": 0}):
+        assert taught(events(trainer(name="without", max_steps=1, **without), styles, host, overwrite=True)) == []
+    assert taught(events(trainer(name="one", max_steps=1), styles / "sepia", host)) == []  # a single group has nothing to be told from
+
+
+def test_a_run_can_be_cancelled_while_the_encoder_is_taught(host, styles):
+    one, found = trainer(encoder_steps=100), []
+    for event in one.run(styles, host):
+        found.append(event)
+        if event.message == "Teaching the encoder":
+            one.cancel()
+    assert found[-1].kind == "cancelled" and found[-2].step == 1 and not (host.folders.networks / "family.safetensors").exists()
+
+
+def test_pairs_are_two_pictures_of_one_group(host, styles):
+    batches = prepared(host, styles, ("image",))
+    group_of = {picture.path: picture.group for picture in batches.training}
+    latents = {picture.path: batches.reference_latents.get(picture)[0] for picture in batches.training}
+
+    def shown(latent):
+        (path,) = [path for path, known in latents.items() if torch.equal(latent, known)]
+        return path
+
+    seen = set()
+    for step in range(4):
+        first, second = ([shown(latent) for latent in side] for side in batches.pairs(step))
+        assert all(a != b and group_of[a] == group_of[b] for a, b in zip(first, second, strict=True))
+        assert len({group_of[path] for path in first}) == len(first) == 3
+        seen.add((*first, *second))
+    assert len(seen) == 4  # others in every step
+    assert all(a.equal(b) for a, b in zip(batches.pairs(1), batches.pairs(1), strict=True))
 
 
 def test_tasks_are_the_folders(host, styles):

@@ -149,7 +149,7 @@ def test_a_date_that_is_none_is_the_files(library, folders):
 
 def test_what_was_read_is_kept_until_the_file_changes(library, folders, ink, monkeypatch):
     first, opened, read_metadata = by_name(library), [], library_module.read_metadata
-    monkeypatch.setattr(library_module, "read_metadata", lambda path: opened.append(path) or read_metadata(path))
+    monkeypatch.setattr(library_module, "read_metadata", lambda path, size: opened.append(path) or read_metadata(path, size))
     assert by_name(library) == first and opened == []
     save(network(step=121), ink, overwrite=True)
     assert by_name(library)["ink"].step == 121 and opened == [ink]

@@ -7,3 +7,4 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
 PICTURES = Path(__file__).parent / "pictures"
+GENERATOR = Path(__file__).parent / "generator.safetensors"
