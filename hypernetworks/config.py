@@ -120,7 +120,7 @@ def plain(config: Any) -> dict[str, Any]:
 class TrainingConfig:
     """All that decides a training run. Read it with `read(TrainingConfig, values)`, which checks every value."""
 
-    name: str = option("", "Name", "The file's name, as it will stand in the dropdown and in the tag.", group="Network")
+    name: str = option("", "Name", "The file's name; also in the dropdown and the tag.", group="Network")
     kind: str = option(
         "residual", "Kind",
         "residual: small networks at the attention layers learn the one style of a folder. generator: one network learns a whole family, a folder "

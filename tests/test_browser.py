@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy
@@ -239,7 +238,6 @@ def test_the_new_file_changes_the_picture_at_strength_1_and_not_at_strength_0(pa
     assert fresh.errors == []
 
 
-@pytest.mark.skipif(version("gradio").startswith("3."), reason="not tried yet with gradio 3")
 def test_a_generator_asks_what_its_weights_are_for_and_follows_the_picture_dropped_in(browser, address, home):
     made = Hypernetwork(embedding_dim=32, hidden_dim=48, basis_size=4).bind(DiffusersHost().unet)
     for parameter in made.decoder.parameters():

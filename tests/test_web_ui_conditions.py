@@ -1,4 +1,6 @@
 """Generators in a web UI's own jobs: each picture its own condition, told by the infotext, brought back by pasting it."""
+import sys
+
 import pytest
 import torch
 
@@ -24,8 +26,11 @@ NOTHING = [PROMPT, "", "", ""]
 
 @pytest.fixture(scope="module", params=["a1111", "forge"])
 def running(request, tmp_path_factory):
-    with web_ui.started(request.param, tmp_path_factory.mktemp(request.param)) as ui:
+    with web_ui.started(request.param, tmp_path_factory.mktemp(request.param), scripts=[web_ui.LORA]) as ui:
         ui.choose("base")
+        added = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+        layer = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+        sys.modules["networks"].available_networks["vivid"] = {"unet": {layer: added}, "text": {}}
         network = Hypernetwork(embedding_dim=32, hidden_dim=48, basis_size=4, tasks=("day", "night")).bind(ui.unet)
         noise = torch.Generator().manual_seed(1)
         for parameter in network.decoder.parameters():
@@ -97,6 +102,13 @@ def test_a_picture_with_a_reference_can_be_made_again_from_its_infotext(ui):
     assert pasted[:4] == ["any", 0.7, 0.0, 1.0] and pasted[16:25] == about and pasted[25:29] == NOTHING
     assert not torch.equal(draw(ui, *NOTHING, *NOTHING, 0.0).latents[0], first.latents[0])
     assert torch.equal(draw(ui, *pasted).latents[0], first.latents[0])
+
+
+def test_a_picture_keeps_its_lora_while_its_condition_is_encoded(ui):
+    generator, lora = "<hypernet:any:text=a ring>", "<lora:vivid:1>"
+    drawn = {tags: ui.txt2img(f"a star{tags}", steps=2).latents[0] for tags in (lora + generator, generator + lora, generator, lora)}
+    assert torch.equal(drawn[lora + generator], drawn[generator + lora])
+    assert all((drawn[lora + generator] - drawn[alone]).abs().max() > 1e-3 for alone in (generator, lora))
 
 
 @given(networks().filter(lambda one: one.name.lower() != "none"))

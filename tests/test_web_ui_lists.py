@@ -154,6 +154,20 @@ def test_the_tabs_are_built_in_the_web_uis_page_without_a_model(ui):
     assert ui.loaded == []
 
 
+def test_the_web_ui_keeps_no_value_of_the_tabs(ui):
+    """Or today's defaults would stay for good, and a preset without the options that it sets (modules/ui_loadsave.py, add_block)."""
+    import gradio
+
+    def parts(block):
+        return [below for child in block.children for below in parts(child)] if hasattr(block, "children") else [block]
+
+    kept = (gradio.Slider, gradio.Radio, gradio.Checkbox, gradio.Textbox, gradio.Number, gradio.Dropdown)
+    for content, _ in rendered(ui.part("script_callbacks").ui_tabs_callback()).values():
+        found = [part for part in parts(content) if isinstance(part, kept)]
+        assert found
+        assert [part.label for part in found if part.label is not None and not getattr(part, "do_not_save_to_config", False)] == []
+
+
 def test_a_tab_that_cannot_be_built_says_so_in_its_place(ui):
     def broken():
         raise OSError("the disk is gone")

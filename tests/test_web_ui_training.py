@@ -216,6 +216,17 @@ def test_previews_show_the_checkpoint_without_the_last_pictures_lora(ui):
         assert ui.host.generate(request)[0].tobytes() == bare
 
 
+def test_a_text_is_encoded_as_the_checkpoint_does_it_and_a_job_keeps_its_lora(ui):
+    bare = ui.encoded("a star")
+    with ui.part("call_queue").queue_lock, torch.no_grad():
+        networks(ui).load_networks(["vivid"], [1.0], [1.0])
+        colourful = ui.encoded("a star")
+        assert (colourful - bare).abs().max() > 0.1
+        for _ in range(2):
+            assert torch.equal(ui.host.encode_prompts(["a star"]).context[0], bare)
+            assert torch.equal(ui.encoded("a star"), colourful)
+
+
 def test_captions_are_taken_letter_by_letter(ui):
     text_encoder = ui.shared.sd_model
     with recorded() as recording:

@@ -65,10 +65,9 @@ class A1111Host(WebUiHost):
     @torch.no_grad()
     def _encode_prompt(self, prompt: str) -> Conditioning:
         sd_model = self._sd_model
-        _remove_lora()
         if not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.device)
-        with devices.autocast():
+        with _without_lora(), devices.autocast():
             return split_conditioning(sd_model.get_learned_conditioning([prompt]))
 
     @torch.no_grad()
@@ -132,7 +131,8 @@ class A1111Host(WebUiHost):
     def _make_bare(sd_model: Any) -> None:
         """Nothing of the last picture is left: no LoRA, no hypernetwork, no token merging, no hypertile, no compiled UNet."""
         shared.loaded_hypernetworks.clear()
-        _remove_lora()
+        if (lora := _lora()) is not None:
+            lora.load_networks([])
         sd_models.apply_token_merging(sd_model, 0.0)
         sd_unet.apply_unet("None")
         for part in sd_model.model.modules():
@@ -198,13 +198,27 @@ class A1111Host(WebUiHost):
             self._watch[1]()
 
 
-def _remove_lora() -> None:
-    """That of the last picture. Weights go back at a layer's next use (extensions-builtin/Lora/networks.py, network_apply_weights), the text
-    encoder's as well as the UNet's."""
-    lora = extra_networks.extra_network_registry.get("lora")
-    networks = getattr(sys.modules.get(type(lora).__module__), "networks", None)
-    if networks is not None:
-        networks.load_networks([])
+def _lora() -> Any | None:
+    """The web UI's module for LoRA (extensions-builtin/Lora/networks.py), or None. What it is told acts at a layer's next use, in the text
+    encoder as well as in the UNet (network_apply_weights)."""
+    answering = extra_networks.extra_network_registry.get("lora")
+    return getattr(sys.modules.get(type(answering).__module__), "networks", None)
+
+
+@contextmanager
+def _without_lora() -> Iterator[None]:
+    """Texts are encoded as the checkpoint does it within. Afterwards the LoRA is back: a condition is encoded amid the job that asked for both,
+    whichever tag stands first."""
+    lora = _lora()
+    if lora is None:
+        yield
+        return
+    loaded = list(lora.loaded_networks)
+    lora.loaded_networks.clear()
+    try:
+        yield
+    finally:
+        lora.loaded_networks[:] = loaded
 
 
 def _parts_per_picture(denoiser: Any, pictures: int, conds: int) -> list[int]:

@@ -65,7 +65,7 @@ class NetworkRows:
                 )
             with gr.Row():
                 about = {"minimum": 0, "maximum": 1, "step": 0.05, "scale": 1, "min_width": 160}
-                words = ["0 is the first sampling step, 0.5 the middle.", "1 is the last sampling step."] if first else [None, None]
+                words = ["0 is the first sampling step.", "1 is the last sampling step."] if first else [None, None]
                 start = gr.Slider(value=0, label="From", info=words[0], elem_id=f"{prefix}start_{number}", **about)
                 end = gr.Slider(value=1, label="To", info=words[1], elem_id=f"{prefix}end_{number}", **about)
         name.do_not_save_to_config = True  # a web UI would offer yesterday's list (modules/ui_loadsave.py)

@@ -58,6 +58,7 @@ class TrainTab:
                 choices=list(PRESETS), value=FIRST_PRESET, label="Preset", min_width=200, elem_id="hypernetworks_preset",
                 info="What is to be learned; sets the options below.",
             )  # fmt: skip
+            self.preset.do_not_save_to_config = True  # a web UI would keep it without the options that it sets (modules/ui_loadsave.py)
         self.preset_help = gr.HTML(_preset_help(FIRST_PRESET), elem_id="hypernetworks_preset_help")
         with gr.Row():
             self.form.add("max_steps", "batch_size", min_width=200)
