@@ -12,187 +12,42 @@ Hours on 2 CPU cores; finished parts are kept in the output folder, so that an i
 """
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
-from classifier import SMALL, Effort, prepare, shape_label, to_pixels
+from classifier import prepare, shape_label, to_pixels
+from held_out import LOOKED_AT, QUICK, SEEN, Bench, Size, acting
+from measuring import machine, medians, seconds
 from PIL import Image
-from random_models import SD15
-from report import arguments, grid, kept, table, write_figures
-from torch import Tensor
+from random_models import LATENT_FACTOR, SD15, RandomHost, random_context, sd15_unet, twin
+from report import arguments, grid, table, write_figures
 
 from hypernetworks import Hypernetwork
-from hypernetworks.attention import attached
-from hypernetworks.batches import spread_timesteps
 from hypernetworks.conditioning import condition_of_picture
+from hypernetworks.conditions import Condition
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import MODEL, shapes
-from hypernetworks.embedded.make_styles import contents_of, held_out_styles, make_style, make_styles, training_styles
-from hypernetworks.embedded.train_generator import OPTIONS, STRUCTURE, train_generator
-from hypernetworks.generator import apply_weights
-from hypernetworks.generator_files import load_generator
-from hypernetworks.host import Folders, GenerationRequest, Host, PictureSize
-from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.embedded.make_styles import contents_of
+from hypernetworks.embedded.train_generator import STRUCTURE
+from hypernetworks.generating import Conditions, GeneratedWeights, Recipe
+from hypernetworks.host import GenerationRequest
 from hypernetworks.lora import Weights, export_lora
-from hypernetworks.losses import add_noise, denoising_target, min_snr_weights
 from hypernetworks.low_rank import LowRankWeights
+from hypernetworks.prompt import ConditionSource
+from hypernetworks.references import References
 from hypernetworks.trainer import HypernetworkTrainer
 
-SEEN, LOOKED_AT = 16, 8  # pictures of a held-out style: the oracle learns from the first, the loss is measured on those behind them
-TIMESTEPS = 8  # each picture is measured at half of them
-RATE = "3e-3"  # of all LoRAs
 REFINED = 40  # steps
-CFG_SCALE, SAMPLING_STEPS, AT_ONCE = 3.0, 20, 16
+CFG_SCALE, SAMPLING_STEPS = 3.0, 20
 RESAMPLES = 10_000  # of the bootstrap
 SHARED, ORACLE, GENERATOR, BARE = "shared", "oracle", "generator", "none"
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured."""
-
-    training: int = 1000  # styles below this number
-    pictures: int = 12  # of each
-    held_out: int = 16
-    family: int = 4  # held-out styles of each family that was never trained
-    steps: int = OPTIONS["max_steps"]
-    shared_steps: int = 800  # it learns nothing more after some 600
-    oracle_steps: int = 240
-    one_picture_steps: int = 120
-    scratch_steps: tuple[int, ...] = (40, 70, 100)
-    prompts: int = 6  # drawn in each held-out style
-    judge: Effort = Effort()
-
-
-QUICK = Size(40, 4, 3, 1, 8, 8, 8, 8, (2, 4), 1, SMALL)
-
-
-class Bench:
-    """The model, the held-out styles, and what is measured on them."""
-
-    def __init__(self, out: Path, size: Size) -> None:
-        self.out, self.size = out, size
-        self.host = DiffusersHost(folders=Folders.below(out))
-        self.styles = held_out_styles(size.held_out)
-        self.families = {name: held_out_styles(size.family, name) for name in ("palette night", "fill checks")}
-        self._yardsticks: dict[int, Yardstick] = {}
-
-    def kept(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
-        """What was measured before with equal settings, else what `make` measures."""
-        return kept(self.out, name, (settings, self.host.model.hash, RATE, SEEN, LOOKED_AT, TIMESTEPS), make)
-
-    def yardstick(self, style: int) -> Yardstick:
-        """Of one style."""
-        if style not in self._yardsticks:
-            self._yardsticks[style] = Yardstick(self.host, style)
-        return self._yardsticks[style]
-
-    def losses(self, weights: Callable[[int], Weights | None], styles: Sequence[int]) -> dict[str, float]:
-        """Of each style, with the weights that `weights` has for it."""
-        found = {}
-        for style in styles:
-            with acting(self.host, weights(style)):
-                found[str(style)] = self.yardstick(style).loss()
-        return found
-
-    # --- what is trained ---
-
-    def generator(self, seed: int) -> Hypernetwork:
-        """Trained with that seed."""
-        path = self.out / f"generator seed {seed} of {self.size.steps} steps.safetensors"
-        if not path.is_file():
-            styles = make_styles(self.out / "styles" / f"{self.size.pictures} each", training_styles(self.size.training), self.size.pictures)
-            train_generator(styles, path, self.host, seed=seed, max_steps=self.size.steps)
-        return load_generator(path)
-
-    def shared(self, seed: int) -> Weights:
-        """One LoRA for all training styles."""
-        path = self.out / f"shared seed {seed} of {self.size.shared_steps} steps.pt"
-        if not path.is_file():
-            weights = LowRankWeights.new(self.host.unet, STRUCTURE["rank"], seed=seed)
-            styles = make_styles(self.out / "styles" / f"{self.size.pictures} each", training_styles(self.size.training), self.size.pictures)
-            for _ in self._training(weights, flat(styles, self.out / "flat"), self.size.shared_steps, OPTIONS["batch_size"], seed):
-                pass
-            torch.save(weights.weights(), path)
-        return torch.load(path, weights_only=True)
-
-    def reference(self, style: int) -> Image.Image:
-        """The first picture of a held-out style: the one that everything that sees one picture sees."""
-        return Image.open(self.pictures(style) / "01.png")
-
-    def pictures(self, style: int, count: int = SEEN) -> Path:
-        """A folder with the first pictures of a style."""
-        return make_style(self.out / "held out" / f"{count} each" / f"{style:05}", style, count)
-
-    def curve(self, weights: LowRankWeights, style: int, pictures: int, steps: int, every: int, seed: int) -> dict[int, float]:
-        """Step -> loss of a LoRA that is trained on the first pictures of a style."""
-        found = {}
-        for step in self._training(weights, self.pictures(style, pictures), steps, 4, seed):
-            if step % every == 0:
-                with torch.no_grad():
-                    found[step] = self.yardstick(style).loss()
-        return found
-
-    def _training(self, weights: LowRankWeights, pictures: Path, steps: int, batch_size: int, seed: int) -> Iterator[int]:
-        """The steps' numbers, each when it is done and the weights are at work."""
-        config = read(TrainingConfig, {
-            "name": "measured", "max_steps": steps, "batch_size": batch_size, "learning_rate": RATE, "warmup_steps": min(10, steps - 1), "seed": seed,
-            "caption_dropout": 0.05, "validation_share": 0.0, "validation_every": 0, "preview_every": 0, "checkpoint_every": 0,
-        })  # fmt: skip
-        for event in HypernetworkTrainer(weights, config).run(pictures, self.host, overwrite=True):
-            if event.kind == "step":
-                yield event.step
-
-
-class Yardstick:
-    """The denoising loss on pictures of one style that nothing is trained on, at fixed noise and timesteps."""
-
-    def __init__(self, host: Host, style: int) -> None:
-        contents = contents_of(style, SEEN + LOOKED_AT)[SEEN:]
-        pixels = to_pixels([shapes.draw(content, shapes.random_style(style)) for content in contents])
-        self.host, self.latents = host, host.encode_pictures(pixels.float() / 127.5 - 1)[0]
-        self.conditioning = host.encode_prompts([content.caption() for content in contents])
-        self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(style))
-        moments = spread_timesteps(TIMESTEPS, len(host.alphas_cumprod))
-        self.timesteps = [torch.tensor([moments[(place + shift) % TIMESTEPS] for place in range(LOOKED_AT)]) for shift in range(0, TIMESTEPS, 2)]
-
-    def loss(self) -> float:
-        """As training weighs it, with what is at work on the UNet now."""
-        with torch.no_grad():
-            return mean(float(self._weighted(timesteps)) for timesteps in self.timesteps)
-
-    def _weighted(self, timesteps: Tensor) -> Tensor:
-        alphas, kind = self.host.alphas_cumprod[timesteps], self.host.model.prediction_type
-        side = self.host.model.resolution
-        sizes = [PictureSize((side, side), (0, 0), (side, side))] * len(timesteps)
-        predicted = self.host.predict(add_noise(self.latents, self.noise, alphas), timesteps, self.conditioning, sizes)
-        errors = (predicted - denoising_target(self.latents, self.noise, alphas, kind)).square().flatten(1).mean(1)
-        return (errors * min_snr_weights(alphas, OPTIONS.get("min_snr_gamma", TrainingConfig.min_snr_gamma), kind)).mean()
-
-
-@contextmanager
-def acting(host: Host, weights: Weights | None) -> Iterator[None]:
-    """The weights at work on the host's UNet; None is the bare model."""
-    with attached(host.unet, []) if weights is None else apply_weights(host.unet, weights):
-        yield
-
-
-def flat(styles: Path, folder: Path) -> Path:
-    """All pictures of a folder of folders in one, as links."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in styles.glob("*/*"):
-        link = folder / f"{path.parent.name} {path.name}"
-        if not link.exists():
-            link.hardlink_to(path)
-    return folder
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------------------
@@ -317,7 +172,7 @@ def same_shape(found: int, content: shapes.Content, style: int) -> bool:
 
 
 def measure_cost(bench: Bench) -> dict[str, float]:
-    """What weights cost beside pictures, and a file; what a step costs at Stable Diffusion 1.5's size is in training_step's way."""
+    """What weights cost beside pictures, and the size of a file."""
     host, generator, picture = bench.host, bench.generator(0), bench.reference(bench.styles[0])
     side = host.model.resolution
     with torch.no_grad():
@@ -331,10 +186,6 @@ def measure_cost(bench: Bench) -> dict[str, float]:
 
 def cached_ms(bench: Bench, generator: Hypernetwork) -> float:
     """Milliseconds to find weights again that were made before."""
-    from hypernetworks.generating import Conditions, GeneratedWeights, Recipe
-    from hypernetworks.prompt import ConditionSource
-    from hypernetworks.references import References
-
     name = References(bench.host.folders.references).keep(bench.pictures(bench.styles[0]) / "01.png")
     recipe, store = Recipe(ConditionSource("reference", name)), GeneratedWeights()
     store.get(generator, recipe, Conditions(bench.host))
@@ -349,10 +200,40 @@ def export_mb() -> float:
         unet = UNet2DConditionModel(**SD15)
     hypernetwork = Hypernetwork(rank=4, embedding_dim=64, hidden_dim=64, basis_size=2, conditions=("task",), tasks=("one",)).bind(unet)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        from hypernetworks.conditions import Condition
-
         weights = hypernetwork(Condition(task=torch.tensor([0])))
         return export_lora(weights, Path(folder) / "made.safetensors", "sd1").stat().st_size / 1e6
+
+
+def step_vs_bare(small: bool) -> float:
+    """A training step of a generator of the default size for Stable Diffusion 1.5's UNet, against one forward pass of the frozen UNet and one
+    backward pass to its input: 256 px, batch 1, in turns."""
+    side = 64 if small else 256
+    unet = sd15_unet(small)
+    latents = torch.randn(1, 4, side // LATENT_FACTOR, side // LATENT_FACTOR)
+    context, timestep, bare_unet = random_context(1, unet), torch.tensor([500]), twin(unet)
+
+    def bare() -> None:
+        bare_unet(latents.requires_grad_(), timestep, encoder_hidden_states=context).sample.square().mean().backward()
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(4):
+            path = Path(folder) / "pictures" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((side, side), 20 + number).convert("RGB").save(path)
+            path.with_suffix(".txt").write_text(f"picture {number}", encoding="utf-8")
+        config = read(TrainingConfig, {
+            "name": "measured", "kind": "generator", "conditions": "text", "resolution": side, "batch_size": 1, "max_steps": 10_000, "learning_rate": "1e-5",
+            "validation_share": 0.0, "validation_every": 0, "preview_every": 0, "checkpoint_every": 0,
+        })  # fmt: skip
+        with contextlib.closing(HypernetworkTrainer(config=config).run(Path(folder) / "pictures", RandomHost(unet, Path(folder)))) as events:
+            found = medians({"bare": lambda: seconds(bare), "ours": lambda: seconds(lambda: next_step(events))})
+    return found["ours"] / found["bare"]
+
+
+def next_step(events: Iterator[Any]) -> None:
+    """Until the trainer has done another step."""
+    while next(events).kind != "step":
+        pass
 
 
 def timed(call: Callable[[], Any], times: int = 5) -> float:
@@ -428,6 +309,7 @@ def main() -> None:
         for who in (BARE, SHARED, GENERATOR)
     }
     found = figures(losses, adapted, pictures, [str(style) for style in bench.styles]) | measure_cost(bench)
+    found["step_vs_bare"] = bench.kept("step", (options.small, machine()), lambda: step_vs_bare(options.small))
     text = report(losses, adapted, bench) + "\n" + table(("figure", "value"), list(found.items()))
     print("\n" + text)
     (options.out / "generator.md").write_text(text + "\n", encoding="utf-8")

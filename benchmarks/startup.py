@@ -3,8 +3,8 @@
     python benchmarks/startup.py [--small] [--json FILE] [--out FOLDER]
 
 The web UI is AUTOMATIC1111 in miniature (`tests/web_ui`), in a process that has imported what a web UI has imported before it comes to its
-extensions. Timed is what it does with them: scripts are executed, asked for their settings, panels, tabs and routes; with ours among them
-and without, in turns, each time in a process of its own, by the processor's clock: a start waits for nothing, and other programs do not
+extensions. Timed is what it does with them: scripts are executed, asked for their settings, panels, tabs and routes, and the page is put
+together; with ours among them and without, in turns, each time in a process of its own, by the processor's clock: a start waits for nothing, and other programs do not
 count. Then a browser opens the page and our tabs, by the clock on the wall. The figures depend on the version of gradio, which is named.
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from report import arguments, in_new_process, table, write_figures
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ("torch", "gradio", "fastapi", "safetensors.torch", "numpy", "PIL.Image", "tqdm")  # by any web UI, before extensions
 ROUNDS = 5
-PARTS = ("scripts executed", "settings and panels", "tabs", "routes")
+PARTS = ("scripts executed", "settings and panels", "tabs", "routes", "the page")
 TABS = {"train": ("Train Hypernetwork", "#hypernetworks_train"), "library": ("Hypernetworks", "#hypernetworks_library_table")}
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
 
@@ -61,11 +61,12 @@ class WebUi:
         times.append(time.process_time())
         callbacks.app_started_callback(None, FastAPI())
         times.append(time.process_time())
-        assert self.part("errors").reported == [], self.part("errors").reported
         with gradio.Blocks() as whole, gradio.Tabs():
             for content, title, identifier in [(page, "txt2img", "tab_txt2img"), *tabs]:
                 with gradio.Tab(title, elem_id=identifier):
                     content.render()
+        times.append(time.process_time())
+        assert self.part("errors").reported == [], self.part("errors").reported
         return [after - before for before, after in zip(times, times[1:], strict=False)], whole
 
 
@@ -87,7 +88,7 @@ def painted(folder: Path, times: int) -> dict[str, float] | None:
     if browser is None:
         return None
     whole = WebUi(folder, True).start()[1]
-    address = whole.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)[1]
+    address = whole.queue().launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)[1]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu", "--no-first-run"])
         rounds = [_paint(chromium, address) for _ in range(times)]

@@ -59,14 +59,18 @@ def _host(parsed: argparse.Namespace) -> Any:
 
 def _add_demo(commands: Any) -> None:
     parser = _command(commands, "demo", _demo, "Train on the bundled pictures, draw before and after, and measure.", model=False)
+    parser.add_argument("--generator", action="store_true", help="instead of training: weights, pictures and a LoRA file from one picture of an unknown style")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="where pictures and the file go (default: outputs/demo)")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: what the demo is tuned for)")
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    from .demo import run_demo
+    from .demo import run_demo, run_generator_demo
 
-    run_demo(parsed.out, parsed.steps)
+    if parsed.generator:
+        run_generator_demo(parsed.out)
+    else:
+        run_demo(parsed.out, parsed.steps)
 
 
 def _add_train(commands: Any) -> None:

@@ -172,6 +172,9 @@ class TrainingConfig:
     encoder_steps: int = option(
         300, "Encoder steps", "Before the first step, the encoder learns that many steps to tell the folders apart by their pictures (condition image); "
         "they take no pass through the model.", minimum=0, maximum=1_000_000, group="Generator", advanced=True)
+    encoder_rate: float = option(
+        0.0, "Encoder's rate", "What the encoder has learned that way goes on learning at this share of the learning rate; 0: it stays as it is.",
+        minimum=0, maximum=1, group="Generator", advanced=True)
     condition_dropout: float = option(
         0.05, "Drop conditions", "Share of samples trained without their condition, and as large a share without condition and caption.",
         minimum=0, maximum=0.5, group="Generator", advanced=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .conditions import Condition, HypernetworkEncoder
 
@@ -29,10 +29,15 @@ def contrastive_loss(first: Tensor, second: Tensor) -> Tensor:
     return (F.cross_entropy(similarity, companions) + F.cross_entropy(similarity.T, companions)) / 2
 
 
+def taught_parameters(encoder: HypernetworkEncoder) -> list[nn.Parameter]:
+    """What `teach` changes: all that an image passes through."""
+    parts = encoder.adapters["image"], encoder.adapter_norms["image"], encoder.mlp, encoder.norm
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
 def teach(encoder: HypernetworkEncoder, pairs: Pairs, steps: int) -> Iterator[float]:
     """Trains the encoder on image conditions, yields each step's loss. Its null and its other kinds of conditions stay as they are."""
-    parts = encoder.adapters["image"], encoder.adapter_norms["image"], encoder.mlp, encoder.norm
-    optimizer = torch.optim.AdamW([parameter for part in parts for parameter in part.parameters()])
+    optimizer = torch.optim.AdamW(taught_parameters(encoder))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))

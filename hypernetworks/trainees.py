@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Edit, LowRankEdit, ResidualEdit, Strength
 from .batches import Batch, Batches
 from .config import TrainingConfig
-from .contrast import teach
+from .contrast import taught_parameters, teach
 from .dataset import Dataset, read_folder
 from .errors import ConfigError
 from .files import load, save
@@ -154,6 +154,7 @@ class GeneratorTrainee(Trainee):
         super().__init__(network, config, host)
         self.penalty = config.weight_penalty
         self.tasks: tuple[str, ...] = ()
+        self.teaches = False  # whether the encoder learns from the pictures beforehand
         if config.also_pt:
             raise ConfigError("A .pt file cannot hold a generator: turn off Also write .pt (also_pt).")
 
@@ -167,6 +168,7 @@ class GeneratorTrainee(Trainee):
             self.tasks = groups if self.network is None else about.tasks
             if unknown := sorted(set(groups) - set(self.tasks)):
                 raise ConfigError(f"This generator knows no task {unknown[0]!r}; it knows {', '.join(self.tasks)}.")
+        self.teaches = "image" in about.conditions and len(groups) > 1 and self.config.encoder_steps > 0
         return GroupBatches(self.host, self.config, dataset, about.conditions, self.tasks, processes, process)
 
     def begin(self, path: Path | None) -> None:
@@ -178,15 +180,18 @@ class GeneratorTrainee(Trainee):
     def learn_beforehand(self, batches: GroupBatches) -> Iterator[tuple[int, int, str]]:
         """The encoder learns to tell groups apart (contrast.py), where there are pictures to tell them by."""
         steps = self.config.encoder_steps
-        if "image" not in self.network.structure.conditions or len(batches.training_references.groups) < 2:
-            return
-        for done, _ in enumerate(teach(self.network.encoder, batches.pairs, steps), start=1):
-            yield done, steps, "Teaching the encoder"
+        if self.teaches and len(batches.training_references.groups) > 1:
+            for done, _ in enumerate(teach(self.network.encoder, batches.pairs, steps), start=1):
+                yield done, steps, "Teaching the encoder"
 
     def groups(self, auto: bool) -> list[dict[str, Any]]:
-        """One group. The automatic rate falls with the width, as that of residual networks does."""
+        """The automatic rate falls with the width, as that of residual networks does. What the encoder was taught about pictures is a group with its
+        own share of it: the denoising loss is mostly noise, and the steps that Adam takes by noise would soon undo it."""
         rate_scale = AUTO_RATE / self.network.structure.embedding_dim if auto else 1.0
-        return [{"params": list(self.network.parameters()), "rate_scale": rate_scale}]
+        taught = taught_parameters(self.network.encoder) if self.teaches else []
+        learning = [parameter for parameter in self.network.parameters() if not any(parameter is one for one in taught)]
+        shares = [(learning, 1.0), (taught, self.config.encoder_rate)]
+        return [{"params": parameters, "rate_scale": rate_scale * share} for parameters, share in shares if parameters]
 
     def outline(self) -> dict[str, Any]:
         return {"structure": json.dumps(dataclasses.asdict(self.network.structure)), "layers": json.dumps(self.network.layers)}

@@ -204,6 +204,21 @@ def test_the_encoder_is_taught_once_before_the_first_step(host, styles):
     assert taught(events(trainer(name="one", max_steps=1), styles / "sepia", host)) == []  # a single group has nothing to be told from
 
 
+@pytest.mark.parametrize("options, learns", [
+    ({}, False), ({"encoder_rate": 0.1}, True), ({"encoder_steps": 0}, True), ({"conditions": "text", "encoder_steps": 2}, True),
+])  # fmt: skip
+def test_what_the_encoder_was_taught_stays_unless_it_is_to_learn_on(host, styles, options, learns):
+    one, kept = trainer(conditions=options.pop("conditions", "image"), **options), None
+    for event in one.run(styles, host):
+        if event.kind == "step" and event.step == 1:
+            kept = {name: value.clone() for name, value in one.hypernetwork.state_dict().items()}
+    changed = {name for name, value in one.hypernetwork.state_dict().items() if not value.equal(kept[name])}
+    assert ("encoder.mlp.0.weight" in changed) is learns
+    assert any(name.startswith("decoder.basis") for name in changed)
+    if not learns:
+        assert not [name for name in changed if name.startswith("encoder.adapter")]
+
+
 def test_a_run_can_be_cancelled_while_the_encoder_is_taught(host, styles):
     one, found = trainer(encoder_steps=100), []
     for event in one.run(styles, host):

@@ -24,7 +24,7 @@ from .make_styles import make_styles, training_styles
 PICTURES = 12  # of each style
 STRUCTURE = dict(conditions=("image",), rank=4, embedding_dim=256, hidden_dim=512, basis_size=32)
 OPTIONS = dict(
-    encoder_steps=800, batch_size=8, max_steps=2500, learning_rate="2e-3", caption_dropout=0.05, condition_dropout=0.05,
+    encoder_steps=600, batch_size=8, max_steps=2000, learning_rate="2e-3", caption_dropout=0.05, condition_dropout=0.05,
     validation_share=0.02, validation_every=250, preview_every=0, checkpoint_every=250,
 )
 
