@@ -1,0 +1,106 @@
+"""What a run does when its loss is not a number or explodes: back to the last weights that were good, and on at half the rate."""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+SNAPSHOT_EVERY = 50  # steps
+WINDOW = 8  # samples that one look at the loss takes in: as many as timesteps are spread evenly over (see plan.py)
+MEMORY = 200  # losses that the usual one is the mean of
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state at a step, in memory of its own."""
+
+    step: int
+    state: dict[str, Any]
+    validation_loss: float | None
+
+
+class Recovery:
+    """Watches the losses of a run and remembers where it can go back to.
+
+    A snapshot counts as good once the loss of a later step is, since a step's loss says how the weights before it were.
+    """
+
+    rate = 1.0  # what is left of the rate that was asked for
+    used = 0  # ways back that were taken
+
+    def __init__(self, factor: float, ways: int, samples: int) -> None:
+        """`factor` times the usual loss is an explosion (0: none is), `ways` how often to go back, `samples` in each loss that is reported."""
+        self.factor, self.ways = factor, ways
+        self.span = math.ceil(WINDOW / samples)
+        self.losses: deque[tuple[int, float]] = deque(maxlen=MEMORY + self.span)
+        self._pending: Snapshot | None = None
+
+    def begin(self, step: int, state: Mapping[str, Any], losses: Iterable[tuple[int, float]] = ()) -> None:
+        """The run starts here, or goes on after these (step, loss)."""
+        self.first = self.good = self.best = Snapshot(step, copied(state), None)
+        self.losses.extend(losses)
+
+    def trouble(self, step: int, loss: float) -> str:
+        """What is wrong with the loss of a step, in words that its number can follow; empty where nothing is, and it is remembered."""
+        if not math.isfinite(loss):
+            return "The loss is not a number"
+        earlier = [value for _, value in self.losses]
+        recent, before = [*earlier[len(earlier) - self.span + 1 :], loss], earlier[: len(earlier) - self.span + 1]
+        if self.factor and len(before) >= self.span:
+            times = (sum(recent) / len(recent)) / max(sum(before) / len(before), 1e-12)
+            if times > self.factor:
+                return f"The loss is {times:.0f} times the usual one"
+        self.losses.append((step, loss))
+        return ""
+
+    def snapshot_due(self, step: int) -> bool:
+        """Whether it is time for `keep`."""
+        return self.ways > 0 and step - (self._pending or self.good).step >= SNAPSHOT_EVERY
+
+    def confirm(self, step: int) -> None:
+        """The loss of a step was good, so the weights before it were."""
+        if self._pending is not None and step > self._pending.step:
+            self.good, self._pending = self._pending, None
+            if _better(self.good, self.best):
+                self.best = self.good
+
+    def keep(self, step: int, make: Callable[[], Mapping[str, Any]], validation_loss: float | None) -> None:
+        """Remembers the state after a step."""
+        self._pending = Snapshot(step, copied(make()), validation_loss)
+
+    def back(self) -> Snapshot | None:
+        """Where to go on from, at half the rate; None where every way back was taken."""
+        if self.used >= self.ways:
+            return None
+        self.used, self.rate, self._pending = self.used + 1, self.rate / 2, None
+        while self.losses and self.losses[-1][0] > self.good.step:
+            self.losses.pop()
+        return self.good
+
+
+def copied(state: Any) -> Any:
+    """The same nested values with tensors of their own, in the machine's memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(copied(value) for value in state)
+    return state
+
+
+def finite(network: nn.Module) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
+
+
+def _better(later: Snapshot, best: Snapshot) -> bool:
+    """By the validation loss where one was measured, else the later one is."""
+    if best.validation_loss is None:
+        return True
+    return later.validation_loss is not None and later.validation_loss < best.validation_loss

@@ -1,0 +1,94 @@
+"""When a run goes back, where to, and how often."""
+import pytest
+import torch
+
+from hypernetworks.recovery import SNAPSHOT_EVERY, Recovery, copied
+
+
+def recovery(factor=10.0, ways=3, samples=8, losses=()):
+    one = Recovery(factor, ways, samples)
+    one.begin(0, {"at": 0}, losses)
+    return one
+
+
+def good(one, steps, loss=0.1):
+    for step in steps:
+        assert one.trouble(step, loss) == ""
+        one.confirm(step)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_is_trouble_from_the_first_step_on(loss):
+    assert recovery().trouble(1, loss) == "The loss is not a number"
+
+
+def test_many_times_the_usual_loss_is_an_explosion():
+    one = recovery()
+    good(one, range(1, 20))
+    assert one.trouble(20, 0.99) == ""  # noise, as it is with few samples
+    one = recovery()
+    good(one, range(1, 20))
+    assert one.trouble(20, 1.1) == "The loss is 11 times the usual one"
+    assert one.trouble(20, 0.1) == ""  # what exploded is not remembered as usual
+
+
+def test_small_batches_are_looked_at_together():
+    one = recovery(samples=1)
+    good(one, range(1, 30))
+    assert one.trouble(30, 3.0) == ""  # a mean of eight: 0.46
+    one.losses.pop()
+    assert "usual" in one.trouble(30, 8.0)  # 1.09
+
+
+def test_factor_zero_minds_numbers_only():
+    one = recovery(factor=0)
+    good(one, range(1, 20))
+    assert one.trouble(20, 1e30) == "" and one.trouble(21, float("nan"))
+
+
+def test_losses_from_before_a_resumption_count():
+    assert "usual" in recovery(losses=[(step, 0.1) for step in range(1, 9)]).trouble(9, 2.0)
+
+
+def test_a_snapshot_is_good_once_a_later_loss_is():
+    one = recovery()
+    good(one, range(1, SNAPSHOT_EVERY))
+    assert not one.snapshot_due(SNAPSHOT_EVERY - 1) and one.snapshot_due(SNAPSHOT_EVERY)
+    one.keep(SNAPSHOT_EVERY, lambda: {"at": 50}, None)
+    assert one.trouble(SNAPSHOT_EVERY + 1, float("nan")) and one.back().state == {"at": 0}
+    good(one, range(1, SNAPSHOT_EVERY + 1))
+    one.keep(SNAPSHOT_EVERY, lambda: {"at": 50}, None)
+    one.confirm(SNAPSHOT_EVERY)  # its own loss says nothing of it
+    assert one.good.state == {"at": 0}
+    good(one, [SNAPSHOT_EVERY + 1])
+    assert one.back().state == {"at": 50} and one.rate == 0.25
+
+
+def test_every_way_back_halves_the_rate_until_there_is_none():
+    one = recovery(ways=3)
+    rates = []
+    while one.back() is not None:
+        rates.append(one.rate)
+    assert rates == [0.5, 0.25, 0.125]
+
+
+def test_the_best_is_that_of_the_lowest_validation_loss_else_the_last_good_one():
+    one = recovery()
+    for step, validation_loss in ((10, 0.5), (20, 0.3), (30, 0.4)):
+        one.keep(step, lambda step=step: {"at": step}, validation_loss)
+        one.confirm(step + 1)
+    assert one.best.state == {"at": 20} and one.good.state == {"at": 30}
+    one = recovery()
+    for step in (10, 20):
+        one.keep(step, lambda step=step: {"at": step}, None)
+        one.confirm(step + 1)
+    assert one.best.state == {"at": 20}
+
+
+def test_a_copy_has_tensors_of_its_own():
+    weight = torch.ones(3)
+    state = {"a": [weight, (weight, 2)], "b": {"c": weight}, "d": None}
+    found = copied(state)
+    weight.zero_()
+    assert torch.equal(found["a"][0], torch.ones(3)) and torch.equal(found["a"][1][0], torch.ones(3)) and found["a"][1][1] == 2
+    assert torch.equal(found["b"]["c"], torch.ones(3)) and found["d"] is None
