@@ -16,7 +16,7 @@ from .attention import Edit, LowRankEdit, ResidualEdit, Strength
 from .batches import Batch, Batches
 from .config import TrainingConfig
 from .contrast import teach
-from .dataset import Dataset, read_folder
+from .dataset import Dataset
 from .errors import ConfigError
 from .files import load, save
 from .generator import Hypernetwork, HypernetworkStructure
@@ -28,6 +28,7 @@ from .lora import export_lora
 from .low_rank import LowRankWeights
 from .networks import new_network, outline
 from .optimizers import AUTO_RATE, parameter_groups
+from .repeats import read_pictures
 from .residual import ResidualHypernetwork
 
 Network = ResidualHypernetwork | Hypernetwork | LowRankWeights
@@ -50,7 +51,7 @@ class Trainee:
 
     def read(self, folder: str | Path) -> Dataset:
         """The pictures of a folder."""
-        return self._read(read_folder, folder)
+        return self._read(read_pictures, folder)
 
     def batches(self, dataset: Dataset, processes: int, process: int) -> Batches:
         """What the UNet is shown."""
@@ -156,6 +157,8 @@ class GeneratorTrainee(Trainee):
         self.tasks: tuple[str, ...] = ()
         if config.also_pt:
             raise ConfigError("A .pt file cannot hold a generator: turn off Also write .pt (also_pt).")
+        if config.regularization:
+            raise ConfigError("A generator takes no regularisation pictures (regularization): they belong to none of its groups.")
 
     def read(self, folder: str | Path) -> Dataset:
         """The pictures of a folder of folders."""
