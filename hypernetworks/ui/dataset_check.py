@@ -62,7 +62,7 @@ def _complaints(dataset: Dataset) -> str:
 
 
 def _card(picture: Picture, shared_caption: str) -> str:
-    name = escape(picture.path.name)
+    name = escape(picture.label)
     try:
         image = f'<img src="{data_uri(open_picture(picture.path), SIDE)}" alt="{name}">'
     except UnreadablePicture as error:
@@ -94,7 +94,7 @@ def save_captions(dataset: Dataset, captions: Mapping[str, str]) -> list[Path]:
     """
     written = []
     for picture in dataset.pictures:
-        caption = captions.get(picture.path.name)
+        caption = captions.get(picture.label)
         if caption is None or caption.strip() == (picture.caption or ""):
             continue
         path = _text_file(picture.path)
