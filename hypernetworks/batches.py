@@ -31,8 +31,8 @@ class Batch:
     """`latents` and `noise` [b, c, h, w], `timesteps` [b] integers, one row of conditioning and one size per sample; for a generator also
     what weights are to be generated for, one row per sample.
 
-    Where they differ: what each sample counts [b], what each place counts [b, 1, h, w], and noise [b, c, h, w] that the UNet sees beside the
-    one that it is to find."""
+    Where they differ: what each sample counts [b], what each place counts [b, 1, h, w], noise [b, c, h, w] that the UNet sees beside the one
+    that it is to find, and whether a sample [b] shows what the model is to keep."""
 
     latents: Tensor
     noise: Tensor
@@ -43,6 +43,7 @@ class Batch:
     weights: Tensor | None = None
     area: Tensor | None = None
     perturbation: Tensor | None = None
+    regular: Tensor | None = None
 
 
 class Batches:
@@ -54,9 +55,9 @@ class Batches:
         self.processes, self.process = processes, process
         self.warnings: list[str] = []
         self.captions = Captions(
-            config.caption_template, config.name, config.shared_caption, config.shuffle_tags, config.tag_dropout, config.caption_dropout
+            config.caption_template, config.name, config.shared_caption, config.shuffle_tags, config.tag_dropout, config.caption_dropout, config.keep_tags
         )
-        self.regular_captions = Captions(shuffle_tags=config.shuffle_tags, tag_dropout=config.tag_dropout, caption_dropout=config.caption_dropout)
+        self.regular_captions = Captions("[filewords]", "", "", config.shuffle_tags, config.tag_dropout, config.caption_dropout, config.keep_tags)
         self.latents = LatentStore(host.folders.data / "latents", host, config.resolution, config.bucket_step)
         self.masks = MaskStore(self.latents, config)
         self.shape = timestep_shape(config)
@@ -147,8 +148,14 @@ class Batches:
             sizes.append(self.latents.size(picture, sample.flip, sample.crop))
         timesteps = timesteps_for(seed, step, count, len(self.host.alphas_cumprod), self.shape)[[sample.number for sample in samples]]
         batch = self._batch(latents, noises, timesteps, self._conditioning(captions), sizes)
-        batch.weights, batch.perturbation = self._weights(pictures), self._perturbation(batch.noise, step, samples)
+        batch.perturbation = self._perturbation(batch.noise, step, samples)
+        if self.config.regularization:
+            batch.regular = torch.tensor([picture.regularization for picture in pictures], device=self.host.device)
+            batch.weights = torch.where(batch.regular, self.config.regularization_weight, 1.0)
         batch.area = self._area([(picture, sample.flip, sample.crop) for sample, picture in zip(samples, pictures, strict=True)])
+        if batch.area is not None and self.config.unmasked_share:
+            draws = [random_for(seed, step, sample.number, "without mask").random() for sample in samples]
+            batch.area[torch.tensor(draws) < self.config.unmasked_share] = 1.0
         return batch
 
     def _samples(self, step: int, micro_step: int) -> list[Sample]:
@@ -168,13 +175,6 @@ class Batches:
             return None
         draws = [torch.randn(noise.shape[1:], generator=generator_for(self.config.seed, step, sample.number, "perturbation")) for sample in samples]
         return self.config.input_perturbation * torch.stack(draws).to(noise.device)
-
-    def _weights(self, pictures: Sequence[Picture]) -> Tensor | None:
-        """What each sample counts [b], None where all count alike."""
-        if not self.config.regularization:
-            return None
-        counts = [self.config.regularization_weight if picture.regularization else 1.0 for picture in pictures]
-        return torch.tensor(counts, device=self.host.device)
 
     def _area(self, views: Sequence[tuple[Picture, bool, int]]) -> Tensor | None:
         """What each place of (picture, mirrored, crop) counts [b, 1, h, w], None where all do alike."""

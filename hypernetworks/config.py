@@ -186,6 +186,7 @@ class TrainingConfig:
         "[filewords] is the picture's caption, [name] the network's name; several templates, one per line, are drawn from at random.", group="Pictures")
     shared_caption: str = option("", "One caption for all", "Used where a picture has no caption of its own.", group="Pictures")
     shuffle_tags: bool = option(False, "Shuffle tags", "Put the comma-separated parts of a caption into a new order each time.", group="Pictures", advanced=True)
+    keep_tags: int = option(0, "Tags that stay", "So many of a caption's first parts are neither moved nor dropped.", minimum=0, maximum=1000, group="Pictures", advanced=True)
     tag_dropout: float = option(0.0, "Drop tags", "Share of the comma-separated parts that are left out each time.", minimum=0, maximum=1, group="Pictures", advanced=True)
     caption_dropout: float = option(
         0.1, "Drop captions",
@@ -201,12 +202,20 @@ class TrainingConfig:
         "none", "Masks", "Which places of a picture count. files: those that are light in name-mask.png beside name.png. alpha: those that are not transparent. "
         "both: the file where there is one, else the transparency.", choices=("none", "files", "alpha", "both"), group="Pictures", advanced=True)
     unmasked_weight: float = option(0.0, "Unmasked weight", "What places outside the mask count.", minimum=0, maximum=1, group="Pictures", advanced=True)
+    unmasked_share: float = option(0.0, "Without masks", "Share of samples of which all places count, whatever their mask says.", minimum=0, maximum=1, group="Pictures", advanced=True)
+    masked_prior_weight: float = option(
+        0.0, "Keep what is outside", "How much it counts that places outside the mask come out as the model itself would have them; takes one more pass of the model for each step.",
+        minimum=0, maximum=100, group="Pictures", advanced=True)
     normalize_masks: bool = option(False, "Balance masks", "Pictures with small masks count as much as others.", group="Pictures", advanced=True)
     regularization: str = option(
         "", "Regularisation pictures",
         "A folder of pictures of what the model is to keep, such as other things of the subject's class; every second picture shown is one of them.",
         group="Pictures", advanced=True)
     regularization_weight: float = option(1.0, "Regularisation weight", "What a regularisation picture counts beside the others.", minimum=0, maximum=100, group="Pictures", advanced=True)
+    regularization_target: str = option(
+        "pictures", "Regularisation target",
+        "What regularisation pictures teach: what they look like (pictures), or to predict of them what the model itself predicts (model), which takes one more pass of the model.",
+        choices=("pictures", "model"), group="Pictures", advanced=True)
     validation_share: float = option(0.1, "Held-out share", "Share of the pictures that are never trained on and measure the validation loss.", minimum=0, maximum=0.5, group="Pictures", advanced=True)
 
     max_steps: int = option(1000, "Steps", "How many times the weights are updated.", minimum=1, maximum=10_000_000, group="Training")
@@ -242,6 +251,9 @@ class TrainingConfig:
     rollbacks: int = option(3, "Ways back", "How often a run may go back before it ends with the best weights.", minimum=0, maximum=100, group="Training", advanced=True)
     residual_penalty: float = option(0.0, "Residual penalty", "Keeps the change |f(x)|²/|x|² small; protects what the model knew.", minimum=0, maximum=1000, group="Training", advanced=True)
     mixed_precision: str = option("no", "Precision", "no: float32. bf16 and fp16 are faster on graphics cards that have them.", choices=("no", "bf16", "fp16"), group="Training", advanced=True)
+    file_precision: str = option(
+        "float32", "File's precision", "fp16 and bf16 halve the file; the weights in training, and what a run goes on from, stay float32.",
+        choices=("float32", "fp16", "bf16"), group="Training", advanced=True)
     gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for more time.", group="Training", advanced=True)
     seed: int = option(0, "Seed", "The same seed, pictures and options give the same network.", minimum=0, maximum=2**63 - 1, group="Training")
 

@@ -61,8 +61,7 @@ class MaskStore:
         if flip:
             mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         cells = torch.nn.functional.avg_pool2d(torch.from_numpy(numpy.array(mask)).float()[None] / 255, factor)
-        weights = self.config.unmasked_weight + (1 - self.config.unmasked_weight) * cells
-        return weights / weights.mean() if self.config.normalize_masks and weights.any() else weights
+        return self.config.unmasked_weight + (1 - self.config.unmasked_weight) * cells
 
     def _open(self, picture: Picture) -> Image.Image | None:
         """The mask (L) at any size; None where the picture has none."""
@@ -70,3 +69,8 @@ class MaskStore:
             mask, alpha = open_picture(picture.mask).convert("L"), open_alpha(picture.mask)
             return mask if alpha is None else ImageChops.multiply(mask, alpha)
         return open_alpha(picture.path) if self.config.masks in ("alpha", "both") else None
+
+
+def balanced(area: Tensor) -> Tensor:
+    """What places [b, 1, h, w] count, scaled so that each picture's count 1 on average."""
+    return area / area.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)

@@ -141,9 +141,15 @@ class Run:
 
     def _loss(self, batch: Batch) -> Tensor:
         noisy = self.objective.noisy(batch)
+        kept = self._kept(noisy, batch) if self.objective.keeps(batch) else None
         with self.accelerator.autocast():
             predicted, penalty = self.learner.denoiser(noisy, batch)
-        return self.objective.loss(predicted, batch) + self.trainee.penalty * penalty
+        return self.objective.loss(predicted, batch, kept) + self.trainee.penalty * penalty
+
+    def _kept(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """What the model itself predicts. It comes before the network's pass: what a pass made lives until the next one."""
+        with torch.no_grad(), self.trainee.resting(), self.accelerator.autocast():
+            return self.host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes)
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         """Of all processes, so that they decide alike."""

@@ -31,6 +31,7 @@ from .optimizers import AUTO_RATE, parameter_groups
 from .repeats import read_pictures
 from .residual import ResidualHypernetwork
 
+DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Network = ResidualHypernetwork | Hypernetwork | LowRankWeights
 
 
@@ -77,6 +78,15 @@ class Trainee:
     def acting(self, batch: Batch) -> Iterator[list[Tensor]]:
         """Within it the network acts on the batch's samples. The list is filled with terms whose mean is the penalty."""
         yield []
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within it the model is as it would be without the network."""
+        before, self.edit.strength = self.edit.strength, Strength(0.0)
+        try:
+            yield
+        finally:
+            self.edit.strength = before
 
     @contextmanager
     def drawing(self, batches: Batches, number: int) -> Iterator[None]:
@@ -139,7 +149,7 @@ class ResidualTrainee(Trainee):
 
     def save(self, path: Path) -> list[Path]:
         written = [path, path.with_suffix(".pt")] if self.config.also_pt and path == self.target else [path]
-        return [save(self.network, file, overwrite=True) for file in written]
+        return [save(self.network, file, overwrite=True, dtype=DTYPES[self.config.file_precision]) for file in written]
 
     def _check_pt(self, per_layer: bool) -> None:
         if self.config.also_pt and per_layer:
@@ -207,7 +217,7 @@ class GeneratorTrainee(Trainee):
         yield
 
     def save(self, path: Path) -> list[Path]:
-        return [save_generator(self.network, path, overwrite=True)]
+        return [save_generator(self.network, path, overwrite=True, dtype=DTYPES[self.config.file_precision])]
 
     def _structure(self) -> dict[str, Any]:
         shared = {field.name for field in dataclasses.fields(HypernetworkStructure)} & {field.name for field in dataclasses.fields(self.config)}

@@ -200,6 +200,59 @@ def test_half_a_mask_lets_the_other_half_teach_nothing(host, tmp_path):
     assert made.held_out and all((batch.area[..., :8] == 1).all() and (batch.area[..., 8:] == 0).all() for batch in made.validation())
 
 
+def test_a_share_of_samples_is_shown_without_its_mask(host, tmp_path):
+    made = batches(host, dataset=half_masked(tmp_path / "masked"), masks="files", unmasked_share=0.25, batch_size=4)
+    whole = [bool((area == 1).all()) for step in range(1, 51) for area in made.at(step, 0).area]
+    assert 0.15 < sum(whole) / len(whole) < 0.35
+    assert not any((batch.area == 1).all() for batch in made.validation())
+
+
+def test_outside_its_mask_a_picture_may_stay_as_the_model_has_it(host, tmp_path):
+    values = dict(dataset=half_masked(tmp_path / "masked"), masks="files", unmasked_weight=0.2, masked_prior_weight=0.5, loss_weighting="none")
+    made = batches(host, **values)
+    batch, objective = made.at(1, 0), Objective(made.config, host)
+    predicted, kept = torch.randn_like(batch.noise), torch.randn_like(batch.noise)
+    inside = ((predicted - batch.noise) ** 2 * batch.area).mean()
+    outside = ((predicted - kept) ** 2 * (1 - batch.area)).mean()
+    assert objective.keeps(batch) and float(objective.loss(predicted, batch, kept)) == pytest.approx(float(inside + 0.5 * outside), rel=1e-5)
+
+
+def first_loss(host, made, rows):
+    """The loss of the first step as the model alone has it, of the samples that `rows` chooses from the batch."""
+    batch = made.at(1, 0)
+    with host.training(), torch.no_grad():
+        predicted = host.predict(Objective(made.config, host).noisy(batch), batch.timesteps, batch.conditioning, batch.sizes)
+    errors = (predicted - batch.noise).pow(2)
+    if batch.area is not None:
+        errors = errors * batch.area
+    return float((errors.mean((1, 2, 3)) * rows(batch)).mean())
+
+
+def test_an_untrained_network_keeps_what_it_is_to_keep(host, tmp_path):
+    values = dict(regularization=str(PICTURES / "striped"), regularization_target="model", loss_weighting="none", batch_size=6)
+    made = batches(host, **values)
+    assert 0 < int(made.at(1, 0).regular.sum()) < 6
+    wanted = first_loss(host, made, lambda batch: (~batch.regular).float())
+    assert losses(events(trainer(**values, max_steps=1), host)) == [pytest.approx(wanted, rel=1e-4)]
+    values = dict(dataset=half_masked(tmp_path / "masked"), masks="files", masked_prior_weight=3.0, loss_weighting="none")
+    wanted = first_loss(host, batches(host, **values), lambda batch: torch.ones(len(batch.latents)))
+    assert losses(events(trainer(**values, max_steps=1, name="masked"), host)) == [pytest.approx(wanted, rel=1e-4)]
+
+
+def test_runs_that_keep_the_models_own_predictions_can_be_resumed(host, tmp_path):
+    folder = half_masked(tmp_path / "masked")
+    values = dict(dataset=folder, masks="both", masked_prior_weight=1.0, regularization=str(PICTURES / "striped"), regularization_target="model")
+    found, network, whole_losses, whole = stopped_and_resumed(host, tmp_path, **values, gradient_checkpointing=True)
+    assert found == whole_losses and equal(weights(network), weights(whole))
+
+
+def test_a_file_in_half_precision_goes_on_in_full_from_its_run(host, tmp_path):
+    found, network, whole_losses, whole = stopped_and_resumed(host, tmp_path, file_precision="fp16")
+    assert found == whole_losses and equal(weights(network), weights(whole))
+    saved = files.load(host.folders.networks / "quick.safetensors")
+    assert all(torch.equal(value.half().float(), weights(saved)[name]) for name, value in weights(network).items())
+
+
 def test_masks_change_a_run_and_it_can_be_resumed(host, tmp_path):
     folder = half_masked(tmp_path / "masked")
     found, network, whole_losses, whole = stopped_and_resumed(host, tmp_path, dataset=folder, masks="files", unmasked_weight=0.1)
