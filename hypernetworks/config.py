@@ -246,7 +246,7 @@ class TrainingConfig:
         0.0, "Average of weights", "Share of the average that each step keeps, such as 0.999; the file holds the average, and name-raw the weights themselves. 0: no average.",
         minimum=0, maximum=0.99999, group="Training", advanced=True)
     explosion_factor: float = option(
-        10.0, "Explosion", "A loss this many times the usual one, or one that is not a number, sends the run back to the last good weights at half the rate; 0: only the latter does.",
+        4.0, "Explosion", "A loss this many times what it was (the mean over 32 samples), or one that is not a number, sends the run back to the last good weights at half the rate; 0: only the latter does.",
         minimum=0, maximum=1e6, group="Training", advanced=True)
     rollbacks: int = option(3, "Ways back", "How often a run may go back before it ends with the best weights.", minimum=0, maximum=100, group="Training", advanced=True)
     residual_penalty: float = option(0.0, "Residual penalty", "Keeps the change |f(x)|²/|x|² small; protects what the model knew.", minimum=0, maximum=1000, group="Training", advanced=True)

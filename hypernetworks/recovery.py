@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 SNAPSHOT_EVERY = 50  # steps
-WINDOW = 8  # samples that one look at the loss takes in: as many as timesteps are spread evenly over (see plan.py)
-MEMORY = 200  # losses that the usual one is the mean of
+WINDOW = 32  # samples that the loss is a mean of when it is judged: over these a good run's stays within about half of its lowest
 
 
 @dataclass(frozen=True)
@@ -34,28 +33,28 @@ class Recovery:
     used = 0  # ways back that were taken
 
     def __init__(self, factor: float, ways: int, samples: int) -> None:
-        """`factor` times the usual loss is an explosion (0: none is), `ways` how often to go back, `samples` in each loss that is reported."""
+        """`factor` times the lowest mean of `WINDOW` samples' losses is an explosion (0: none is), `ways` how often to go back, `samples`
+        in each loss that is reported."""
         self.factor, self.ways = factor, ways
-        self.span = math.ceil(WINDOW / samples)
-        self.losses: deque[tuple[int, float]] = deque(maxlen=MEMORY + self.span)
+        self._losses: deque[tuple[int, float]] = deque(maxlen=math.ceil(WINDOW / samples))
+        self._lowest, self._means = math.inf, 0
         self._pending: Snapshot | None = None
 
-    def begin(self, step: int, state: Mapping[str, Any], losses: Iterable[tuple[int, float]] = ()) -> None:
-        """The run starts here, or goes on after these (step, loss)."""
+    def begin(self, step: int, state: Mapping[str, Any]) -> None:
+        """The run starts, or goes on, here."""
         self.first = self.good = self.best = Snapshot(step, copied(state), None)
-        self.losses.extend(losses)
 
     def trouble(self, step: int, loss: float) -> str:
         """What is wrong with the loss of a step, in words that its number can follow; empty where nothing is, and it is remembered."""
         if not math.isfinite(loss):
             return "The loss is not a number"
-        earlier = [value for _, value in self.losses]
-        recent, before = [*earlier[len(earlier) - self.span + 1 :], loss], earlier[: len(earlier) - self.span + 1]
-        if self.factor and len(before) >= self.span:
-            times = (sum(recent) / len(recent)) / max(sum(before) / len(before), 1e-12)
-            if times > self.factor:
-                return f"The loss is {times:.0f} times the usual one"
-        self.losses.append((step, loss))
+        self._losses.append((step, loss))
+        if len(self._losses) < self._losses.maxlen:
+            return ""
+        mean = sum(value for _, value in self._losses) / len(self._losses)
+        if self.factor and self._means >= self._losses.maxlen and mean > self.factor * self._lowest:
+            return f"The loss is {mean / max(self._lowest, 1e-12):.1f} times what it was"
+        self._lowest, self._means = min(self._lowest, mean), self._means + 1
         return ""
 
     def snapshot_due(self, step: int) -> bool:
@@ -78,8 +77,8 @@ class Recovery:
         if self.used >= self.ways:
             return None
         self.used, self.rate, self._pending = self.used + 1, self.rate / 2, None
-        while self.losses and self.losses[-1][0] > self.good.step:
-            self.losses.pop()
+        while self._losses and self._losses[-1][0] > self.good.step:
+            self._losses.pop()
         return self.good
 
 

@@ -77,8 +77,7 @@ class Run:
             self.step = self.saved_step = state["step"]
             self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))
         self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
-        losses = [(row.step, row.loss) for row in self.folder.rows() if row.loss is not None]
-        self.recovery.begin(self.step, self.learner.state(), losses)
+        self.recovery.begin(self.step, self.learner.state())
 
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""

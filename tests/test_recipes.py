@@ -507,9 +507,9 @@ def test_a_run_whose_loss_is_no_number_goes_back_bit_for_bit_and_on_at_half_the_
 
 
 def test_an_exploding_loss_goes_back_too(host, monkeypatch):
-    exploding(monkeypatch, at=6, loss=1e4)
-    found = events(trainer(max_steps=7, batch_size=8, validation_every=2), host)
-    assert "times the usual one at step 6: back to step 4" in warnings(found)[0] and found[-1].kind == "finished"
+    exploding(monkeypatch, at=8, loss=1e4)
+    found = events(trainer(max_steps=9, batch_size=8, validation_every=4), host)
+    assert "times what it was at step 8: back to step 4" in warnings(found)[0] and found[-1].kind == "finished"
 
 
 def test_after_three_ways_back_the_run_ends_with_the_best_weights(host, monkeypatch):

@@ -5,9 +5,9 @@ import torch
 from hypernetworks.recovery import SNAPSHOT_EVERY, Recovery, copied
 
 
-def recovery(factor=10.0, ways=3, samples=8, losses=()):
+def recovery(factor=4.0, ways=3, samples=32):
     one = Recovery(factor, ways, samples)
-    one.begin(0, {"at": 0}, losses)
+    one.begin(0, {"at": 0})
     return one
 
 
@@ -22,22 +22,35 @@ def test_what_is_not_a_number_is_trouble_from_the_first_step_on(loss):
     assert recovery().trouble(1, loss) == "The loss is not a number"
 
 
-def test_many_times_the_usual_loss_is_an_explosion():
+def test_many_times_the_lowest_loss_is_an_explosion():
     one = recovery()
-    good(one, range(1, 20))
-    assert one.trouble(20, 0.99) == ""  # noise, as it is with few samples
-    one = recovery()
-    good(one, range(1, 20))
-    assert one.trouble(20, 1.1) == "The loss is 11 times the usual one"
-    assert one.trouble(20, 0.1) == ""  # what exploded is not remembered as usual
+    good(one, range(1, 20), 0.3)
+    good(one, range(20, 30), 0.1)
+    assert one.trouble(30, 0.39) == ""  # noise
+    assert one.trouble(31, 0.45) == "The loss is 4.5 times what it was"
+    assert one.trouble(31, 0.1) == ""
 
 
-def test_small_batches_are_looked_at_together():
-    one = recovery(samples=1)
-    good(one, range(1, 30))
-    assert one.trouble(30, 3.0) == ""  # a mean of eight: 0.46
-    one.losses.pop()
-    assert "usual" in one.trouble(30, 8.0)  # 1.09
+@pytest.mark.parametrize("samples, span", [(1, 32), (4, 8), (10, 4), (32, 1), (100, 1)])
+def test_small_batches_are_looked_at_together(samples, span):
+    for times, words in ((3.9, ""), (4.1, "The loss is 4.1 times what it was")):
+        one = recovery(samples=samples)
+        good(one, range(1, 200))
+        assert one.trouble(200, 0.1 * (times * span - (span - 1))) == words  # so that the mean of `span` losses is that many times 0.1
+
+
+def test_a_loss_that_creeps_up_is_found_out_though_no_step_stands_out():
+    one = recovery(samples=4)
+    good(one, range(1, 17), 0.06)
+    found = [one.trouble(step, 0.06 * 1.15 ** (step - 16)) for step in range(17, 60)]
+    first = next(place for place, words in enumerate(found) if words)
+    assert 8 < first < 20  # 1.15 to the power of 10 is 4
+
+
+def test_the_first_losses_are_not_judged():
+    one = recovery(samples=4)
+    assert [one.trouble(step, loss) for step, loss in enumerate([0.1] * 8 + [50.0] * 7, 1)] == [""] * 15
+    assert recovery(samples=4, factor=0).trouble(1, 1e30) == ""
 
 
 def test_factor_zero_minds_numbers_only():
@@ -46,8 +59,12 @@ def test_factor_zero_minds_numbers_only():
     assert one.trouble(20, 1e30) == "" and one.trouble(21, float("nan"))
 
 
-def test_losses_from_before_a_resumption_count():
-    assert "usual" in recovery(losses=[(step, 0.1) for step in range(1, 9)]).trouble(9, 2.0)
+def test_what_exploded_is_forgotten_on_the_way_back():
+    one = recovery(samples=16)
+    good(one, range(1, 10))
+    assert one.trouble(10, 5.0)
+    one.back()
+    good(one, range(1, 10))
 
 
 def test_a_snapshot_is_good_once_a_later_loss_is():
