@@ -42,7 +42,13 @@ class Recovery:
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """The run starts, or goes on, here."""
-        self.first = self.good = self.best = Snapshot(step, copied(state), None)
+        self.good = self.best = Snapshot(step, copied(state), None)
+        self._first = step
+
+    @property
+    def fruitless(self) -> bool:
+        """Whether nothing better is known than what the run began with."""
+        return self.best.step == self._first
 
     def trouble(self, step: int, loss: float) -> str:
         """What is wrong with the loss of a step, in words that its number can follow; empty where nothing is, and it is remembered."""

@@ -178,7 +178,7 @@ class Run:
         """
         failed, snapshot = self.step, self.recovery.back()
         if snapshot is None:
-            if self.recovery.best is self.recovery.first:
+            if self.recovery.fruitless:
                 too = f", at {self.recovery.rate:g} of the rate too" if self.recovery.used else ""
                 raise TrainingFailed(
                     f"{trouble} at step {failed}{too}. What was saved before is untouched; lower the learning rate and continue."

@@ -81,6 +81,14 @@ def test_a_snapshot_is_good_once_a_later_loss_is():
     assert one.back().state == {"at": 50} and one.rate == 0.25
 
 
+def test_a_run_is_fruitless_until_a_snapshot_was_confirmed():
+    one = recovery()
+    one.keep(10, lambda: {"at": 10}, 0.5)
+    assert one.fruitless
+    one.confirm(11)
+    assert not one.fruitless
+
+
 def test_every_way_back_halves_the_rate_until_there_is_none():
     one = recovery(ways=3)
     rates = []
