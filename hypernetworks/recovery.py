@@ -4,14 +4,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 SNAPSHOT_EVERY = 50  # steps
-WINDOW = 32  # samples that the loss is a mean of when it is judged: over these a good run's stays within about half of its lowest
+WINDOW = 32  # samples that the loss is a mean of when it is judged
+CALM = 2.0  # times its lowest: a good run's mean stays below that (1.5 in 800 steps of four), and above it no weights count as good
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Snapshot:
 class Recovery:
     """Watches the losses of a run and remembers where it can go back to.
 
-    A snapshot counts as good once the loss of a later step is, since a step's loss says how the weights before it were.
+    A snapshot counts as good once the loss of a later step is calm, since a step's loss says how the weights before it were.
     """
 
     rate = 1.0  # what is left of the rate that was asked for
@@ -37,7 +38,7 @@ class Recovery:
         in each loss that is reported."""
         self.factor, self.ways = factor, ways
         self._losses: deque[tuple[int, float]] = deque(maxlen=math.ceil(WINDOW / samples))
-        self._lowest, self._means = math.inf, 0
+        self._lowest, self._means, self._calm = math.inf, 0, True
         self._pending: Snapshot | None = None
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
@@ -50,17 +51,22 @@ class Recovery:
         """Whether nothing better is known than what the run began with."""
         return self.best.step == self._first
 
+    def measured(self, validation_loss: float | None) -> None:
+        """How good the run was when it began: what is best has to be better."""
+        self.good = self.best = replace(self.good, validation_loss=validation_loss)
+
     def trouble(self, step: int, loss: float) -> str:
         """What is wrong with the loss of a step, in words that its number can follow; empty where nothing is, and it is remembered."""
         if not math.isfinite(loss):
             return "The loss is not a number"
         self._losses.append((step, loss))
         if len(self._losses) < self._losses.maxlen:
-            return ""
+            return ""  # too few to judge
         mean = sum(value for _, value in self._losses) / len(self._losses)
         if self.factor and self._means >= self._losses.maxlen and mean > self.factor * self._lowest:
             return f"The loss is {mean / max(self._lowest, 1e-12):.1f} times what it was"
         self._lowest, self._means = min(self._lowest, mean), self._means + 1
+        self._calm = not self.factor or mean <= min(CALM, self.factor) * self._lowest
         return ""
 
     def snapshot_due(self, step: int) -> bool:
@@ -68,8 +74,8 @@ class Recovery:
         return self.ways > 0 and step - (self._pending or self.good).step >= SNAPSHOT_EVERY
 
     def confirm(self, step: int) -> None:
-        """The loss of a step was good, so the weights before it were."""
-        if self._pending is not None and step > self._pending.step:
+        """The loss of a step was no trouble; if it was calm, the weights before it were good."""
+        if self._pending is not None and step > self._pending.step and self._calm:
             self.good, self._pending = self._pending, None
             if _better(self.good, self.best):
                 self.best = self.good
@@ -85,6 +91,7 @@ class Recovery:
         self.used, self.rate, self._pending = self.used + 1, self.rate / 2, None
         while self._losses and self._losses[-1][0] > self.good.step:
             self._losses.pop()
+        self._calm = True
         return self.good
 
 

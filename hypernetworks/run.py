@@ -84,6 +84,7 @@ class Run:
         losses: list[Tensor] = []
         if self._due(self.config.validation_every, at_start=True):
             yield self._validate()
+            self.recovery.measured(self.validation_loss)
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)

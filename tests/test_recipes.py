@@ -465,8 +465,8 @@ def exploding(monkeypatch, at, times=1, loss=float("nan")):
     left = [times]
     honest = Objective.loss
 
-    def spoiled(self, predicted, batch):
-        found = honest(self, predicted, batch)
+    def spoiled(self, predicted, batch, kept=None):
+        found = honest(self, predicted, batch, kept)
         if torch.is_grad_enabled() and spoiled.step == at and left[0]:
             left[0] -= 1
             return found * loss

@@ -81,6 +81,29 @@ def test_a_snapshot_is_good_once_a_later_loss_is():
     assert one.back().state == {"at": 50} and one.rate == 0.25
 
 
+def test_weights_of_a_rising_loss_are_not_good_even_before_it_explodes():
+    one = recovery(samples=16)
+    good(one, range(1, 20), 0.1)
+    one.keep(19, lambda: {"at": 19}, None)
+    good(one, [20], 0.1)
+    good(one, range(21, 30), 0.25)
+    one.keep(29, lambda: {"at": 29}, None)
+    good(one, range(30, 33), 0.25)
+    assert one.trouble(33, 3.0) and one.back().state == {"at": 19}
+
+
+def test_what_is_best_is_better_than_the_beginning_was():
+    one = recovery()
+    one.measured(0.2)
+    for step, validation_loss in ((10, 0.3), (20, None)):
+        one.keep(step, lambda step=step: {"at": step}, validation_loss)
+        one.confirm(step + 1)
+    assert one.fruitless and one.good.state == {"at": 20}
+    one.keep(30, lambda: {"at": 30}, 0.1)
+    one.confirm(31)
+    assert not one.fruitless and one.best.state == {"at": 30}
+
+
 def test_a_run_is_fruitless_until_a_snapshot_was_confirmed():
     one = recovery()
     one.keep(10, lambda: {"at": 10}, 0.5)
