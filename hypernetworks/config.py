@@ -137,6 +137,9 @@ class TrainingConfig:
         ("attn1", "attn2"), "Layers",
         "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "
         "textures.", choices=("attn1", "attn2"), group="Network")
+    blocks: tuple[str, ...] = option(
+        ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed; others need one pair per layer.",
+        choices=("input", "middle", "output"), group="Network", advanced=True)
     layer_structure: tuple[float, ...] = option(
         (1.0, 0.25, 1.0), "Layer structure",
         "Widths of the network's layers as multiples of the input's width; the first and the last are 1. A narrow middle learns from few "
@@ -287,6 +290,7 @@ class TrainingConfig:
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    checkpoints_kept: int = option(0, "Checkpoints kept", "The newest so many stay as files, to be used as networks; 0: all. A run goes on from the last in any case.", minimum=0, maximum=10_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
 
 

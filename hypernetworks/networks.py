@@ -32,7 +32,9 @@ def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork
         skip_connection=config.skip_connection,
         upsample_linear=config.upsample_linear,
     )
-    widths = network_widths(unet, config.target_layers, config.per_layer)
+    if not config.per_layer and set(config.blocks) != {"input", "middle", "output"}:
+        raise ConfigError("Blocks (blocks) can be chosen with one pair per layer (per_layer) only: a pair per width serves all blocks.")
+    widths = network_widths(unet, config.target_layers, config.per_layer, config.blocks)
     size = _size(widths.values(), config.layer_structure)
     if size > LARGEST:
         raise ConfigError(

@@ -236,6 +236,8 @@ class Run:
         with self.learner.shown():
             (path,) = self.trainee.save(self.folder.checkpoint_path(self.step))
         self._save_state()
+        if self.config.checkpoints_kept:
+            self.folder.keep_checkpoints(self.config.checkpoints_kept)
         return Progress("checkpoint", self.step, self.steps, path=path)
 
     def _save_state(self) -> None:

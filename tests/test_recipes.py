@@ -317,6 +317,30 @@ def test_generators_take_no_regularisation_pictures_and_missing_folders_are_said
         events(trainer(regularization="/nowhere at all"), host)
 
 
+# --- what is made and kept ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_for_some_blocks_has_pairs_for_their_layers_only(host):
+    one = trainer(per_layer=True, blocks=("middle", "output"), max_steps=1)
+    events(one, host)
+    keys = files.describe(host.folders.networks / "quick.safetensors").keys
+    every = keys_of_every_block(host)
+    assert set(keys) == {key for key in every if not key.startswith("down_blocks")} and 0 < len(keys) < len(every)
+    with pytest.raises(ConfigError, match="per_layer"):
+        events(trainer(blocks=("middle",), name="by width"), host)
+
+
+def keys_of_every_block(host):
+    return new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": True})).keys
+
+
+def test_the_newest_checkpoints_are_kept(host):
+    events(trainer(checkpoint_every=1, checkpoints_kept=2), host)
+    folder = RunFolder(host.folders.runs, "quick")
+    assert sorted(path.name for path in (folder.path / "checkpoints").iterdir()) == ["step-000003.safetensors", "step-000004.safetensors"]
+    assert folder.load_state()["step"] == 4
+
+
 # --- clipping and the average -------------------------------------------------------------------------------------------------------
 
 
