@@ -14,7 +14,7 @@ from torch import Tensor
 from .batches import Batch, Batches
 from .checkpoint import Row, RunFolder
 from .clock import Clock
-from .config import plain
+from .config import TrainingConfig, plain
 from .errors import Interrupted, TrainingFailed
 from .host import GenerationRequest
 from .learner import Learner
@@ -75,7 +75,8 @@ class Run:
         if state is not None:
             self.learner.restore(state)
             self.step = self.saved_step = state["step"]
-            self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))
+            if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
+                self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
         self.recovery.begin(self.step, self.learner.state())
 
