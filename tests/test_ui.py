@@ -356,6 +356,15 @@ def test_captions_are_only_written_for_pictures_of_the_folder(pictures):
     assert not list(pictures.parent.glob("*.txt"))
 
 
+def test_masks_are_counted_and_no_pictures(pictures):
+    before = read_folder(pictures)
+    Image.new("L", (64, 64)).save(pictures / f"{before.pictures[0].path.stem}-mask.png")
+    dataset = read_folder(pictures)
+    assert len(dataset.pictures) == len(before.pictures)
+    assert "1 picture with a mask." in dataset_check.report(pictures, dataset, 64, 64, 8)
+    assert "with a mask" not in dataset_check.report(pictures, before, 64, 64, 8)
+
+
 def test_pictures_of_numbered_folders_are_told_apart_by_their_folder(pictures):
     for folder in ("10_ink", "2_oil"):
         (pictures / folder).mkdir()

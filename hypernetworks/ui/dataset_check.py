@@ -39,7 +39,9 @@ def _summary(dataset: Dataset, shared_caption: str) -> str:
         captions = f"{missing} without a caption of their own get “{shared_caption}”"
     else:
         captions = f"{missing} without a caption"
-    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>, {escape(captions)}.</p>'
+    masked = sum(picture.mask is not None for picture in dataset.pictures)
+    masks = f" {plural(masked, 'picture')} with a mask." if masked else ""
+    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>, {escape(captions)}.{masks}</p>'
 
 
 def _sizes(buckets: Counter[Bucket]) -> str:
