@@ -220,6 +220,7 @@ class Run:
             request = GenerationRequest(
                 prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed,
                 literal=not config.preview_prompts.strip(),  # captions are; what a user writes for the host is in the host's syntax
+                zero_terminal_snr=config.zero_terminal_snr,
             )
             try:
                 with torch.no_grad(), self.trainee.drawing(self.batches, number):

@@ -1,5 +1,7 @@
 """Options of loss, noise, pictures and optimizers in whole runs on the embedded model."""
+import dataclasses
 import importlib.machinery
+import math
 import shutil
 import sys
 import types
@@ -8,6 +10,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from tiny_models import make_pipeline
 
 from hypernetworks import files
 from hypernetworks.batches import Batches
@@ -15,9 +18,10 @@ from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import AccessRefused, ConfigError, DatasetError, NameTaken, TrainingFailed
-from hypernetworks.host import Folders
-from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.host import Folders, GenerationRequest
+from hypernetworks.hosts.diffusers import DiffusersHost, _sampler
 from hypernetworks.networks import new_network
+from hypernetworks.noise import zero_terminal_snr
 from hypernetworks.objective import Objective
 from hypernetworks.plan import generator_for
 from hypernetworks.repeats import read_pictures
@@ -148,6 +152,36 @@ def test_with_zero_terminal_snr_the_last_timestep_is_noise_alone_and_its_loss_a_
     assert torch.equal(objective.noisy(batch), batch.noise)
     assert float(objective.loss(torch.zeros_like(batch.noise), batch)) == pytest.approx(float(batch.latents.pow(2).mean()), rel=1e-5)
     assert objective.warnings == [] and "last timestep" in Objective(read(TrainingConfig, QUICK | {"zero_terminal_snr": True}), Host).warnings[0]
+
+
+@pytest.fixture(scope="module")
+def velocity_model(tmp_path_factory):
+    """A small model that predicts v, with random weights."""
+    folder = tmp_path_factory.mktemp("velocity")
+    make_pipeline("sd2", context=1024).save_pretrained(str(folder / "sd2"))
+    return folder / "sd2"
+
+
+def test_a_model_that_predicts_v_is_trained_and_drawn_with_zero_terminal_snr(velocity_model, tmp_path):
+    host = DiffusersHost(velocity_model, Folders.below(tmp_path), device="cpu")
+    values = dict(zero_terminal_snr=True, loss_weighting="none", resolution=64, preview_every=4, preview_steps=4, preview_prompts="a star", validation_every=2)
+    drawn, generate = [], host.generate
+    host.generate = lambda request, on_step: drawn.append(request) or generate(request, on_step)
+    found = events(trainer(**values), host)
+    assert len(losses(found)) == 4 and warnings(found) == [] and found[-1].kind == "finished"
+    assert all(math.isfinite(event.validation_loss) for event in found if event.kind == "validation")
+    assert len(drawn) == 2 and all(request.zero_terminal_snr for request in drawn)
+
+
+def test_the_standalone_sampler_uses_the_schedule_that_is_trained_with(velocity_model, tmp_path):
+    host = DiffusersHost(velocity_model, Folders.below(tmp_path), device="cpu")
+    sampler = _sampler(host._loaded().scheduler, zero_terminal_snr=True)
+    sampler.set_timesteps(5)
+    assert int(sampler.timesteps[0]) == 999 and sampler.config.prediction_type == "v_prediction"
+    torch.testing.assert_close(sampler.alphas_cumprod, zero_terminal_snr(host.alphas_cumprod), atol=1e-5, rtol=1e-4)
+    plain = GenerationRequest("a star", steps=4, cfg_scale=1, width=64, height=64)
+    pictures = [host.generate(dataclasses.replace(plain, zero_terminal_snr=flag))[0].tobytes() for flag in (False, True, False)]
+    assert pictures[0] == pictures[2] != pictures[1]
 
 
 def fourth_power(predicted, target):
