@@ -14,7 +14,11 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network, self.decay = network, decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        self.begin()
+
+    def begin(self) -> None:
+        """The average is of the network's weights as they are."""
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:

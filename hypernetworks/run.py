@@ -78,11 +78,13 @@ class Run:
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
-        self.recovery.begin(self.step, self.learner.state())
 
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
+        if self.step == 0 and self.learner.average is not None:
+            self.learner.average.begin()  # the network may have learned something since `begin`
+        self.recovery.begin(self.step, self.learner.state())
         if self._due(self.config.validation_every, at_start=True):
             yield self._validate()
             self.recovery.measured(self.validation_loss)
