@@ -103,6 +103,7 @@ class Run:
                     yield self._go_back(trouble)
                     if self.exhausted:
                         break
+                    clock.steps_left = self.steps - self.step
                     continue
                 self.folder.add_row(Row(self.step, loss, None, rate))
                 yield Progress("step", self.step, self.steps, loss=loss, rate=rate, seconds_left=clock.seconds_left())
