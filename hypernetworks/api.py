@@ -17,7 +17,7 @@ from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
 from .api_bodies import configuration, option_schema, schema, split, text_of
 from .config import ExportConfig, RefineConfig, TrainingConfig, options
-from .errors import ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
+from .errors import AccessRefused, ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -259,10 +259,14 @@ class Api:
         from .files import check_name
 
         check_name(config.name)
-        folder = self._pictures(config.dataset)
+        if config.loss_function and not self.client_paths():
+            raise AccessRefused("Own loss (loss_function) runs code of this machine, which only clients that may name its paths can ask for.")
+        folders = {"dataset": str(self._pictures(config.dataset))}
+        if config.regularization:
+            folders["regularization"] = str(self._pictures(config.regularization))
         if not (resume or overwrite):
             self._check_free(config.name)
-        return self.jobs.start(dataclasses.replace(config, dataset=str(folder)), resume=resume, overwrite=overwrite)
+        return self.jobs.start(dataclasses.replace(config, **folders), resume=resume, overwrite=overwrite)
 
     def _pictures(self, dataset: str) -> Path:
         if not dataset:

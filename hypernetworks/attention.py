@@ -98,12 +98,15 @@ def _canonical_prefixes(unet: nn.Module) -> dict[str, str]:
     return prefixes | {f"middle_block.{j}": f"mid_block.attentions.{k}" for k, j in enumerate(middle)}
 
 
-def network_widths(unet: nn.Module, target_layers: Sequence[str] = ("attn1", "attn2"), per_layer: bool = False) -> dict[int | str, int]:
+def network_widths(
+    unet: nn.Module, target_layers: Sequence[str] = ("attn1", "attn2"), per_layer: bool = False,
+    blocks: Sequence[str] = ("input", "middle", "output"),
+) -> dict[int | str, int]:  # fmt: skip
     """What a new residual hypernetwork for this UNet consists of: pair key -> input width.
 
     Keys are widths (A1111's manner) or, with `per_layer`, the canonical names of the attention layers.
     """
-    inputs = [p for p in find_projections(unet) if p.part == "k" and p.attention in target_layers]
+    inputs = [p for p in find_projections(unet) if p.part == "k" and p.attention in target_layers and p.block in blocks]
     if per_layer:  # in diffusers' order, the middle last, whatever the UNet's own is: a seed then gives a layer the same weights everywhere
         return {p.layer: p.in_width for p in sorted(inputs, key=lambda p: p.block == "middle")}
     return {width: width for width in sorted({p.in_width for p in inputs})}

@@ -113,7 +113,7 @@ class Captions:
     drops the whole caption.
 
     `templates` is one text with a template per line, or several templates. `shared_caption` stands in for a picture's missing
-    caption.
+    caption. The first `keep_tags` tags are neither shuffled nor dropped.
     """
 
     def __init__(
@@ -124,11 +124,12 @@ class Captions:
         shuffle_tags: bool = False,
         tag_dropout: float = 0.0,
         caption_dropout: float = 0.0,
+        keep_tags: int = 0,
     ) -> None:
         lines = templates.splitlines() if isinstance(templates, str) else templates
         self.templates = [line.strip() for line in lines if line.strip()] or ["[filewords]"]
         self.name, self.shared_caption = name, shared_caption
-        self.shuffle_tags, self.tag_dropout, self.caption_dropout = shuffle_tags, tag_dropout, caption_dropout
+        self.shuffle_tags, self.tag_dropout, self.caption_dropout, self.keep_tags = shuffle_tags, tag_dropout, caption_dropout, keep_tags
 
     @property
     def fixed(self) -> bool:
@@ -147,10 +148,11 @@ class Captions:
         template = random.choice(self.templates)
         words = self._own(picture)
         if not self.fixed:
-            tags = [tag for part in words.split(",") if (tag := part.strip()) and random.random() >= self.tag_dropout]
+            tags = [tag for part in words.split(",") if (tag := part.strip())]
+            kept, tags = tags[: self.keep_tags], [tag for tag in tags[self.keep_tags :] if random.random() >= self.tag_dropout]
             if self.shuffle_tags:
                 random.shuffle(tags)
-            words = ", ".join(tags)
+            words = ", ".join([*kept, *tags])
         return self._fill(template, words)
 
     def _own(self, picture: Captioned) -> str:

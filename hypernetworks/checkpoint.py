@@ -95,6 +95,15 @@ class RunFolder:
         with (self.path / "loss.csv").open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(_cells(row))
 
+    def keep_checkpoints(self, count: int) -> None:
+        """Deletes all networks of steps but the newest `count`."""
+        for path in sorted((self.path / "checkpoints").glob("step-*.safetensors"))[:-count]:
+            path.unlink()
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows of later steps: the run has gone back."""
+        self._write_rows([row for row in self.rows() if row.step <= step])
+
     def _write_rows(self, rows: list[Row]) -> None:
         def write(path: Path) -> None:
             with path.open("w", newline="", encoding="utf-8") as file:

@@ -137,6 +137,9 @@ class TrainingConfig:
         ("attn1", "attn2"), "Layers",
         "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "
         "textures.", choices=("attn1", "attn2"), group="Network")
+    blocks: tuple[str, ...] = option(
+        ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed; others need one pair per layer.",
+        choices=("input", "middle", "output"), group="Network", advanced=True)
     layer_structure: tuple[float, ...] = option(
         (1.0, 0.25, 1.0), "Layer structure",
         "Widths of the network's layers as multiples of the input's width; the first and the last are 1. A narrow middle learns from few "
@@ -180,12 +183,16 @@ class TrainingConfig:
         minimum=0, maximum=0.5, group="Generator", advanced=True)
     weight_penalty: float = option(1e-3, "Weight penalty", "Keeps the generated factors small: times the mean of A² plus that of B².", minimum=0, maximum=1000, group="Generator", advanced=True)
 
-    dataset: str = option("", "Pictures", "A folder of pictures with captions in .txt files of the same name, or in the file names. For a generator: a folder of such folders.", group="Pictures")
+    dataset: str = option(
+        "", "Pictures",
+        "A folder of pictures with captions in .txt files of the same name, or in the file names. Folders within it named such as 10_ink are shown "
+        "ten times as often. For a generator: a folder of such folders.", group="Pictures")
     caption_template: str = option(
         "[filewords]", "Caption template",
         "[filewords] is the picture's caption, [name] the network's name; several templates, one per line, are drawn from at random.", group="Pictures")
     shared_caption: str = option("", "One caption for all", "Used where a picture has no caption of its own.", group="Pictures")
     shuffle_tags: bool = option(False, "Shuffle tags", "Put the comma-separated parts of a caption into a new order each time.", group="Pictures", advanced=True)
+    keep_tags: int = option(0, "Tags that stay", "So many of a caption's first parts are neither moved nor dropped.", minimum=0, maximum=1000, group="Pictures", advanced=True)
     tag_dropout: float = option(0.0, "Drop tags", "Share of the comma-separated parts that are left out each time.", minimum=0, maximum=1, group="Pictures", advanced=True)
     caption_dropout: float = option(
         0.1, "Drop captions",
@@ -197,6 +204,24 @@ class TrainingConfig:
     flip: bool = option(False, "Mirror pictures", "Show each picture mirrored half of the time; not for faces, letters or slanted patterns.", group="Pictures")
     crops: int = option(1, "Crops per picture", "How many differently placed crops of each picture are kept; 1 is the centre.", minimum=1, maximum=64, group="Pictures", advanced=True)
     sample_latents: bool = option(True, "Sample latents", "Draw from the autoencoder's distribution each time instead of taking its mean.", group="Pictures", advanced=True)
+    masks: str = option(
+        "none", "Masks", "Which places of a picture count. files: those that are light in name-mask.png beside name.png. alpha: those that are not transparent. "
+        "both: the file where there is one, else the transparency.", choices=("none", "files", "alpha", "both"), group="Pictures", advanced=True)
+    unmasked_weight: float = option(0.0, "Unmasked weight", "What places outside the mask count.", minimum=0, maximum=1, group="Pictures", advanced=True)
+    unmasked_share: float = option(0.0, "Without masks", "Share of samples of which all places count, whatever their mask says.", minimum=0, maximum=1, group="Pictures", advanced=True)
+    masked_prior_weight: float = option(
+        0.0, "Keep what is outside", "How much it counts that places outside the mask come out as the model itself would have them; takes one more pass of the model for each step.",
+        minimum=0, maximum=100, group="Pictures", advanced=True)
+    normalize_masks: bool = option(False, "Balance masks", "Pictures with small masks count as much as others.", group="Pictures", advanced=True)
+    regularization: str = option(
+        "", "Regularisation pictures",
+        "A folder of pictures of what the model is to keep, such as other things of the subject's class; every second picture shown is one of them.",
+        group="Pictures", advanced=True)
+    regularization_weight: float = option(1.0, "Regularisation weight", "What a regularisation picture counts beside the others.", minimum=0, maximum=100, group="Pictures", advanced=True)
+    regularization_target: str = option(
+        "pictures", "Regularisation target",
+        "What regularisation pictures teach: what they look like (pictures), or to predict of them what the model itself predicts (model), which takes one more pass of the model.",
+        choices=("pictures", "model"), group="Pictures", advanced=True)
     validation_share: float = option(0.1, "Held-out share", "Share of the pictures that are never trained on and measure the validation loss.", minimum=0, maximum=0.5, group="Pictures", advanced=True)
 
     max_steps: int = option(1000, "Steps", "How many times the weights are updated.", minimum=1, maximum=10_000_000, group="Training")
@@ -207,17 +232,60 @@ class TrainingConfig:
         "auto", "Learning rate",
         "auto fits the rate to each layer's width, auto*0.5 is half of that. Or a number such as 1e-4, or rates until steps as in A1111: "
         "5e-4:200, 1e-4:1000, 1e-5.", group="Training")
-    rate_schedule: str = option("cosine", "Rate over time", "How a single rate changes until the last step.", choices=("constant", "linear", "cosine"), group="Training")
+    rate_schedule: str = option(
+        "cosine", "Rate over time", "How a single rate changes until the last step.",
+        choices=("constant", "linear", "cosine", "restarts", "polynomial", "rex"), group="Training")
     warmup_steps: int = option(20, "Warm-up steps", "The rate rises from zero over this many steps.", minimum=0, maximum=1_000_000, group="Training", advanced=True)
-    optimizer: str = option("AdamW", "Optimizer", "Any class of torch.optim.", group="Training", advanced=True)
+    rate_floor: float = option(0.01, "Lowest rate", "The share of the rate that is left at the end.", minimum=0, maximum=1, group="Training", advanced=True)
+    rate_cycles: int = option(3, "Restarts", "How many times the rate falls (restarts).", minimum=1, maximum=1000, group="Training", advanced=True)
+    rate_cycle_growth: float = option(1.0, "Cycle growth", "Each cycle is this many times as long as the one before (restarts).", minimum=0.1, maximum=10, group="Training", advanced=True)
+    rate_cycle_decay: float = option(1.0, "Cycle decay", "Each cycle begins at this share of the rate before it (restarts).", minimum=0.01, maximum=1, group="Training", advanced=True)
+    rate_power: float = option(2.0, "Power", "Of the polynomial; 1 is a straight line.", minimum=0.1, maximum=10, group="Training", advanced=True)
+    optimizer: str = option(
+        "AdamW", "Optimizer", "Any class of torch.optim; or where the package is installed Prodigy, AdamWScheduleFree, DAdaptAdam, AdamW8bit, Lion and others "
+        "of pytorch-optimizer.", group="Training", advanced=True)
     optimizer_arguments: str = option("", "Optimizer arguments", "For example betas=(0.9, 0.99), weight_decay=0.01.", group="Training", advanced=True)
     clip_norm: float = option(1.0, "Clip gradients", "Longest gradient that is let through; 0: no clipping.", minimum=0, maximum=1e6, group="Training", advanced=True)
-    loss: str = option("mse", "Loss", "What is minimised.", choices=("mse", "huber", "l1"), group="Training", advanced=True)
-    min_snr_gamma: float = option(5.0, "Min-SNR gamma", "Weighs easy timesteps down (Hang et al. 2023); 0: all alike.", minimum=0, maximum=1000, group="Training", advanced=True)
+    clip_value: float = option(0.0, "Clip gradients' values", "Largest value of a gradient that is let through; 0: no clipping.", minimum=0, maximum=1e6, group="Training", advanced=True)
+    clip_schedule: str = option("1", "Clipping over time", "Times both limits, until steps as in 10:100, 1.", group="Training", advanced=True)
+    ema_decay: float = option(
+        0.0, "Average of weights", "Share of the average that each step keeps, such as 0.999; the file holds the average, and name-raw the weights themselves. 0: no average.",
+        minimum=0, maximum=0.99999, group="Training", advanced=True)
+    explosion_factor: float = option(
+        4.0, "Explosion", "A loss this many times what it was (the mean over 32 samples), or one that is not a number, sends the run back to the last good weights at half the rate; 0: only the latter does.",
+        minimum=0, maximum=1e6, group="Training", advanced=True)
+    rollbacks: int = option(3, "Ways back", "How often a run may go back before it ends with the best weights.", minimum=0, maximum=100, group="Training", advanced=True)
     residual_penalty: float = option(0.0, "Residual penalty", "Keeps the change |f(x)|²/|x|² small; protects what the model knew.", minimum=0, maximum=1000, group="Training", advanced=True)
     mixed_precision: str = option("no", "Precision", "no: float32. bf16 and fp16 are faster on graphics cards that have them.", choices=("no", "bf16", "fp16"), group="Training", advanced=True)
+    file_precision: str = option(
+        "float32", "File's precision", "fp16 and bf16 halve the file; the weights in training, and what a run goes on from, stay float32.",
+        choices=("float32", "fp16", "bf16"), group="Training", advanced=True)
     gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for more time.", group="Training", advanced=True)
     seed: int = option(0, "Seed", "The same seed, pictures and options give the same network.", minimum=0, maximum=2**63 - 1, group="Training")
+
+    loss: str = option("mse", "Loss", "What is minimised.", choices=("mse", "huber", "l1", "log_cosh"), group="Loss")
+    huber_delta: float = option(1.0, "Huber delta", "Errors above it count linearly.", minimum=1e-4, maximum=100, group="Loss", advanced=True)
+    huber_schedule: str = option(
+        "constant", "Huber schedule", "How the delta depends on the noise: exponential falls from 1 without noise to the delta, snr does so with the noise's share.",
+        choices=("constant", "exponential", "snr"), group="Loss", advanced=True)
+    loss_function: str = option("", "Own loss", "The dotted path of a function of (prediction, target) that gives the error of each value; it takes the place of the loss.", group="Loss", advanced=True)
+    loss_weighting: str = option(
+        "min_snr", "Weighting", "What timesteps count: min_snr (Hang et al. 2023), debiased (Yu et al. 2023), p2 (Choi et al. 2022), or none: all alike.",
+        choices=("min_snr", "debiased", "p2", "none"), group="Loss")
+    min_snr_gamma: float = option(5.0, "Min-SNR gamma", "Weighs easy timesteps down (Hang et al. 2023); 0: all alike.", minimum=0, maximum=1000, group="Loss")
+    noise_offset: float = option(
+        0.0, "Noise offset", "Lets pictures become darker and lighter than the model would have them; 0.05 is usual.", minimum=0, maximum=1, group="Loss")
+    pyramid_noise: float = option(0.0, "Pyramid noise", "Adds coarser noise, each level this much weaker than the one before; 0.3 is mild, 0.8 strong.", minimum=0, maximum=1, group="Loss", advanced=True)
+    pyramid_levels: int = option(6, "Pyramid levels", "How many coarser levels there are at most.", minimum=1, maximum=16, group="Loss", advanced=True)
+    input_perturbation: float = option(0.0, "Input perturbation", "More noise in what the model sees than in what it is to find (Ning et al. 2023); 0.1 is usual.", minimum=0, maximum=1, group="Loss", advanced=True)
+    zero_terminal_snr: bool = option(
+        False, "Zero terminal SNR", "Trains to the end of the noise, where nothing of the picture is left (Lin et al. 2024); for models that predict v, and sample with such a schedule.",
+        group="Loss", advanced=True)
+    timestep_from: float = option(0.0, "Timesteps from", "Share of the noise schedule where training begins; near 0 are details.", minimum=0, maximum=1, group="Loss", advanced=True)
+    timestep_to: float = option(1.0, "Timesteps to", "Share of the noise schedule where training ends; near 1 is what the picture is made up of.", minimum=0, maximum=1, group="Loss", advanced=True)
+    timestep_distribution: str = option("uniform", "Timesteps", "uniform: all as often. logit_normal: those in the middle more often.", choices=("uniform", "logit_normal"), group="Loss", advanced=True)
+    timestep_mean: float = option(0.0, "Timesteps' mean", "Of the logit-normal distribution; above 0 means more noise.", minimum=-10, maximum=10, group="Loss", advanced=True)
+    timestep_spread: float = option(1.0, "Timesteps' spread", "Standard deviation of the logit-normal distribution.", minimum=0.01, maximum=10, group="Loss", advanced=True)
 
     preview_every: int = option(100, "Preview every", "Steps between previews; 0: none.", minimum=0, maximum=1_000_000, group="Watching")
     preview_prompts: str = option("", "Preview prompts", "One prompt per line; empty: captions of the first pictures.", group="Watching")
@@ -225,6 +293,7 @@ class TrainingConfig:
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    checkpoints_kept: int = option(0, "Checkpoints kept", "The newest so many stay as files, to be used as networks; 0: all. A run goes on from the last in any case.", minimum=0, maximum=10_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
 
 

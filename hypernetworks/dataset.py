@@ -30,6 +30,7 @@ __all__ = [
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow may try: some of its readers start other programs
 OTHER_PICTURES = tuple(".gif .tif .tiff .heic .heif .avif .jxl .jp2 .psd .tga .svg .dng .cr2 .nef .arw".split())
+MASK_ENDINGS = ("-mask", ".mask", "-masklabel")  # of a mask's name, after its picture's; the last is OneTrainer's
 SMALL = 2.0  # pictures that have to be enlarged more than this are warned about
 WORKERS = 4  # threads that read pictures; hashing and decoding run outside Python's lock
 NAMED = 3  # files that a warning names before it says how many more
@@ -49,15 +50,25 @@ _TURNS = {
 @dataclass(frozen=True)
 class Picture:
     """One picture of a dataset. `width` and `height` are in pixels after EXIF rotation; `key` is a hash of the file's bytes, `group` the
-    style, subject or task that it shares with others (see groups.py)."""
+    style, subject or task that it shares with others (see groups.py). It is shown `repeats` times as often as others; `folder` is the name of
+    the numbered folder that says so (see repeats.py)."""
 
     path: Path
     width: int
     height: int
     caption: str | None
-    caption_from: str | None  # "text file", "file name" or None
+    caption_from: str | None  # "text file", "file name", "folder" or None
     key: str
     group: str = ""
+    mask: Path | None = None  # a file that says which places count
+    repeats: int = 1
+    folder: str = ""
+    regularization: bool = False  # shows what the model is to keep, not what is to be learned
+
+    @property
+    def label(self) -> str:
+        """What it is called among the pictures of its dataset."""
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
 
 
 @dataclass
@@ -95,7 +106,7 @@ def read_folder(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The pictures of a folder (not of folders within it), ordered by file name.
+    """The pictures of a folder (not of folders within it), ordered by file name. `cat-mask.png` beside `cat.jpg` is its mask, no picture.
 
     Only headers are read, so a truncated file is found when it is first decoded; `check` decodes every picture now. `resolution`
     and `shared_caption` only decide which warnings are worth giving. `cache` is a folder that remembers sizes and hashes of files
@@ -103,6 +114,7 @@ def read_folder(
     """
     folder = Path(os.path.expanduser(folder))
     files, texts, skipped = _list(folder)
+    files, masks = _without_masks(files)
     index = _Index(cache, folder)
     pictures: list[Picture] = []
     transparent: list[Path] = []
@@ -113,7 +125,7 @@ def read_folder(
         else:
             text_file = texts.get(path.stem) or texts.get(path.stem.lower())
             caption, source, complaint = find_caption(path, text_file)
-            pictures.append(Picture(path, facts.width, facts.height, caption, source, facts.key))
+            pictures.append(Picture(path, facts.width, facts.height, caption, source, facts.key, mask=masks.get(path.stem)))
             if facts.transparent:
                 transparent.append(path)
             if complaint:
@@ -153,6 +165,19 @@ def _list(folder: Path) -> tuple[list[os.DirEntry], dict[str, Path], list[tuple[
         elif suffix in OTHER_PICTURES:
             skipped.append((Path(entry.path), f"is a {suffix[1:]} file; save it as png, jpg or webp"))
     return files, texts, skipped
+
+
+def _without_masks(files: Sequence[os.DirEntry]) -> tuple[list[os.DirEntry], dict[str, Path]]:
+    """The pictures, and the masks by the stem of the picture that they belong to."""
+    stems = {os.path.splitext(entry.name)[0] for entry in files}
+    masks = {}
+    for entry in files:
+        stem = os.path.splitext(entry.name)[0]
+        ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), None)
+        if ending and stem[: -len(ending)] in stems:
+            masks[stem[: -len(ending)]] = Path(entry.path)
+    taken = set(masks.values())
+    return [entry for entry in files if Path(entry.path) not in taken], masks
 
 
 def _nothing_found(folder: Path) -> str:
@@ -330,6 +355,17 @@ def open_picture(path: Path) -> Image.Image:
         image.load()
         image = _rgb(image)
         return image.transpose(turn) if turn is not None else image
+
+
+def open_alpha(path: Path) -> Image.Image | None:
+    """How opaque each place of the picture is (L), upright; None where nothing is transparent. Raises `UnreadablePicture`."""
+    with _opened(path) as image:
+        if not _has_alpha(image):
+            return None
+        turn = _TURNS.get(_orientation(image))
+        image.load()
+        alpha = image.convert("RGBA").getchannel("A")
+        return alpha.transpose(turn) if turn is not None else alpha
 
 
 def _has_alpha(image: Image.Image) -> bool:

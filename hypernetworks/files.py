@@ -22,6 +22,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from PIL import Image
 
 from . import legacy
@@ -91,8 +92,11 @@ def describe(path: str | Path) -> FileFacts:
     )
 
 
-def save(network: ResidualHypernetwork, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes `.safetensors` with full metadata, or `.pt` in A1111's layout; the file is there whole or not at all.
+def save(
+    network: ResidualHypernetwork, path: str | Path, *, overwrite: bool = False, dtype: torch.dtype | None = None
+) -> Path:
+    """Writes `.safetensors` with full metadata, or `.pt` in A1111's layout; the file is there whole or not at all. `dtype` is that of
+    the weights in `.safetensors`; None: the network's own.
 
     Raises `NameTaken` for an existing file unless it may be overwritten, `NameRefused`, `TrainingFailed` where it cannot be
     written, and `ConfigError` for a network that a `.pt` cannot hold.
@@ -103,7 +107,7 @@ def save(network: ResidualHypernetwork, path: str | Path, *, overwrite: bool = F
         raise NameRefused(f"A hypernetwork file ends in {' or '.join(SUFFIXES)}, and {path.name!r} does not.")
     if path.exists() and not overwrite:
         raise NameTaken(f"There is a file {path.name} already: choose another name, or allow it to be overwritten.")
-    data = legacy.to_bytes(network) if path.suffix.lower() == ".pt" else _to_safetensors(network)
+    data = legacy.to_bytes(network) if path.suffix.lower() == ".pt" else _to_safetensors(network, dtype)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
     return path
 
@@ -200,9 +204,9 @@ def _suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _to_safetensors(network: ResidualHypernetwork) -> bytes:
+def _to_safetensors(network: ResidualHypernetwork, dtype: torch.dtype | None) -> bytes:
     tensors = {
-        f"{key}.{part}.{name}": weight.detach().cpu().contiguous()
+        f"{key}.{part}.{name}": _in_precision(weight.detach().cpu().contiguous(), dtype)
         for key in network.keys
         for part, f in zip("kv", network.pair(key), strict=True)
         for name, weight in f.state_dict().items()
@@ -219,6 +223,14 @@ def _to_safetensors(network: ResidualHypernetwork) -> bytes:
         "step": str(network.step),
     }
     return safetensors.torch.save(tensors, metadata)
+
+
+def _in_precision(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Raises `TrainingFailed` for a weight that float16 cannot hold."""
+    found = weight.to(dtype or weight.dtype)
+    if not torch.equal(found.isfinite(), weight.isfinite()):
+        raise TrainingFailed("The weights are too large for a file in fp16; choose float32 or bf16 as the file's precision (file_precision).")
+    return found
 
 
 def _load_safetensors(path: Path) -> ResidualHypernetwork:

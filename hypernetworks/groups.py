@@ -11,13 +11,15 @@ from pathlib import Path
 from .dataset import Dataset, Picture, read_folder
 from .errors import DatasetError
 from .plan import random_for, split
+from .repeats import numbered
 
 NAMED = 3  # folders that a warning names before it says how many more
 
 
 def read_groups(folder: str | Path, *, resolution: int = 0, shared_caption: str = "", cache: Path | None = None) -> Dataset:
     """The pictures of all folders within `folder`, each with its folder's name as its `group`; those of a folder that has none
-    within it are one group. The arguments are those of `read_folder`.
+    within it are one group. The number of a folder named such as 10_ink says how often its pictures are shown, and is no part of the
+    group's name. The arguments are those of `read_folder`.
 
     Folders without pictures, and folders with a single one, which could be no other's reference, are left out with a warning.
     Raises `DatasetError` where nothing is left.
@@ -76,7 +78,8 @@ class References:
 
 def _read(folder: Path, resolution: int, shared_caption: str, cache: Path | None) -> Dataset:
     dataset = read_folder(folder, resolution=resolution, shared_caption=shared_caption, cache=cache)
-    dataset.pictures = [dataclasses.replace(picture, group=folder.name) for picture in dataset.pictures]
+    repeats, name = numbered(folder.name) or (1, folder.name)
+    dataset.pictures = [dataclasses.replace(picture, group=name, repeats=repeats) for picture in dataset.pictures]
     return dataset
 
 

@@ -68,7 +68,7 @@ class GenerationRequest:
     """One txt2img job. The pictures have the seeds `seed`, `seed + 1`, ...
 
     `prompts`, where given, holds one prompt for each of the `count` pictures and takes the place of `prompt`. With `literal`, a host that
-    has an emphasis syntax takes the prompts without it.
+    has an emphasis syntax takes the prompts without it. `zero_terminal_snr` asks for the model's noise schedule as `noise.py` rescales it.
     """
 
     prompt: str
@@ -81,6 +81,7 @@ class GenerationRequest:
     count: int = 1
     prompts: tuple[str, ...] = ()
     literal: bool = True
+    zero_terminal_snr: bool = False
 
 
 StepCallback = Callable[[int, int], None]

@@ -31,7 +31,9 @@ class Curve:
         self._open: list[tuple[float, float]] = []
 
     def add(self, step: float, value: float) -> None:
-        """Appends one value."""
+        """Appends one value. A step that is not later than the last one means that the run has gone back: what came after it is dropped."""
+        if (self._open or self._points) and step <= (self._open or self._points)[-1][0]:
+            self._points, self._open = ([point for point in points if point[0] < step] for points in (self._points, self._open))
         self._open.append((step, value))
         if len(self._open) == self.stride:
             self._points.append(_mean(self._open))

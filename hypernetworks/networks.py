@@ -32,7 +32,9 @@ def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork
         skip_connection=config.skip_connection,
         upsample_linear=config.upsample_linear,
     )
-    widths = network_widths(unet, config.target_layers, config.per_layer)
+    if not config.per_layer and set(config.blocks) != {"input", "middle", "output"}:
+        raise ConfigError("Blocks (blocks) can be chosen with one pair per layer (per_layer) only: a pair per width serves all blocks.")
+    widths = network_widths(unet, config.target_layers, config.per_layer, config.blocks)
     size = _size(widths.values(), config.layer_structure)
     if size > LARGEST:
         raise ConfigError(
@@ -71,7 +73,7 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         "clip_skip": str(model.clip_skip),
         "weight_initialization": config.weight_initialization,
         "dataset_size": str(pictures),
-        "settings": json.dumps(plain(config) | ({"dataset": Path(config.dataset).name} if config.dataset else {})),  # files are given away
+        "settings": json.dumps(plain(config) | _without_places(config)),
         "uncond": "yes" if config.caption_dropout > 0 else "no",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -79,3 +81,9 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         with Image.open(preview) as picture:
             metadata["preview"] = preview_text(picture)
     return metadata
+
+
+def _without_places(config: TrainingConfig) -> dict[str, str]:
+    """The names of folders without where they lie: files are given away."""
+    folders = {"dataset": config.dataset, "regularization": config.regularization}
+    return {name: Path(folder).name for name, folder in folders.items() if folder}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -36,19 +36,21 @@ def random_for(seed: int, step: int, sample: int, purpose: str) -> Random:
     return Random(seed_for(seed, step, sample, purpose))
 
 
-def timesteps_for(seed: int, step: int, count: int, total: int) -> torch.Tensor:
+def timesteps_for(seed: int, step: int, count: int, total: int, shape: Callable[[float], float] | None = None) -> torch.Tensor:
     """The timesteps [count] (int64, 0 <= t < total) of a step's samples, entry i for sample number i.
 
     0..total is cut into `count` equal slices and every sample gets a uniform draw from one of them, in random order, which
     makes the loss far less noisy than independent draws. Fewer samples than `TIMESTEP_WINDOW` are spread over several steps as
-    well: within a window of steps each slice's finer slices all get their turn. Each timestep by itself is uniform.
+    well: within a window of steps each slice's finer slices all get their turn. Each timestep by itself is uniform, or what `shape` makes of
+    a uniform share of the way: another share.
     """
     window = max(1, TIMESTEP_WINDOW // count)
     turns = random_for(seed, step // window, 0, "timestep turns")
     draws = random_for(seed, step, 0, "timesteps")
     slices = [coarse * window + turns.sample(range(window), window)[step % window] for coarse in range(count)]
     draws.shuffle(slices)
-    timesteps = [int((place + draws.random()) / (count * window) * total) for place in slices]
+    shares = [(place + draws.random()) / (count * window) for place in slices]
+    timesteps = [int((share if shape is None else shape(share)) * total) for share in shares]
     return torch.tensor(timesteps).clamp_max(total - 1)  # where rounding reaches the end
 
 
@@ -80,7 +82,7 @@ class Sample:
 
 
 class Plan:
-    """The batches of a run. `buckets` holds each picture's bucket.
+    """The batches of a run. `buckets` holds each place's bucket; a place is a picture, or some that take turns (`hands`).
 
     Every batch comes from one bucket and has exactly `batch_size` samples, so that steps weigh the same and several processes
     can share a batch. To that end each bucket's pictures are an endless row of shuffled epochs, and where they do not divide
@@ -91,13 +93,16 @@ class Plan:
     """
 
     def __init__(
-        self, buckets: Sequence[Bucket], batch_size: int, seed: int, flip: bool = False, crops: int = 1, accumulation: int = 1
+        self, buckets: Sequence[Bucket], batch_size: int, seed: int, flip: bool = False, crops: int = 1, accumulation: int = 1,
+        hands: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`accumulation` is the number of batches per step; a sample's number counts through all of them."""
+        """`accumulation` is the number of batches per step; a sample's number counts through all of them. `hands` holds each place's
+        pictures, of which one is shown in every epoch; None: one each."""
         self.batch_size, self.seed, self.flip, self.crops, self.accumulation = batch_size, seed, flip, crops, accumulation
+        self.hands = hands or [[place] for place in range(len(buckets))]
         by_bucket: dict[Bucket, list[int]] = {}
-        for picture, bucket in enumerate(buckets):
-            by_bucket.setdefault(bucket, []).append(picture)
+        for place, bucket in enumerate(buckets):
+            by_bucket.setdefault(bucket, []).append(place)
         self.groups = [by_bucket[bucket] for bucket in sorted(by_bucket, key=lambda bucket: (bucket.width, bucket.height))]
         # what is needed again and again while an epoch lasts; where epochs meet, that of both
         self._order = lru_cache(2 * len(self.groups))(self._shuffled)
@@ -127,11 +132,12 @@ class Plan:
 
     def _sample(self, group: int, place: int, number: int) -> Sample:
         epoch, offset = divmod(place, len(self.groups[group]))
-        picture = self._order(group, epoch)[offset]
+        hand = self._order(group, epoch)[offset]
+        pictures = self.hands[hand]
         views = self.crops * (2 if self.flip else 1)
         cycle, turn = divmod(epoch, views)
-        view = random_for(self.seed, cycle, picture, "views").sample(range(views), views)[turn]
-        return Sample(picture, view >= self.crops, view % self.crops, number)
+        view = random_for(self.seed, cycle, hand, "views").sample(range(views), views)[turn]
+        return Sample(pictures[epoch % len(pictures)], view >= self.crops, view % self.crops, number)
 
     def _shuffled(self, group: int, epoch: int) -> list[int]:
         order = list(self.groups[group])

@@ -12,13 +12,15 @@ from .files import FileFacts, describe
 from .host import Folders
 from .library import settings
 
+OF_THIS_MACHINE = ("dataset", "regularization", "loss_function")
+
 
 def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list[str]]:
     """Values of `TrainingConfig` for going on with `<networks>/<name>.safetensors`, and sentences about what to do.
 
-    What the file says of its structure counts more than the settings in it. Its folder of pictures is taken over only if it was trained here,
-    by its run folder: a path that came with somebody's file is not to be looked into. Raises `HypernetworkError` for a file that training
-    cannot go on with.
+    What the file says of its structure counts more than the settings in it. Its folders of pictures and a loss function of the user's own are
+    taken over only if it was trained here, by its run folder: a path that came with somebody's file is not to be looked into, and no code
+    that it names is to be run. Raises `HypernetworkError` for a file that training cannot go on with.
     """
     path = folders.networks / f"{name}.safetensors"
     if "/" in name or not path.is_file():
@@ -28,7 +30,7 @@ def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list
         )
     facts, run = describe(path), RunFolder(folders.runs, name)
     values, unknown = _understood({**settings(facts.metadata), **_structure(facts)})
-    values |= {"name": name, "description": facts.description, "dataset": _pictures(run)}
+    values |= {"name": name, "description": facts.description, **_of_this_machine(run)}
     told = [f"These are the options of {name}. Press Train, then “Continue its training”."]
     if unknown:
         told.append(f"Not understood, and left as they usually are: {', '.join(unknown)}.")
@@ -61,10 +63,10 @@ def _structure(facts: FileFacts) -> dict[str, Any]:
     return {**structure, "per_layer": facts.per_layer, **({"target_layers": targets} if targets else {})}
 
 
-def _pictures(run: RunFolder) -> str:
-    """The folder of pictures that the run was started with on this machine."""
+def _of_this_machine(run: RunFolder) -> dict[str, str]:
+    """The options that name places of this machine, as the run was started with them here."""
     try:
-        asked = run.about().get("options", {}).get("dataset", "")
-    except (OSError, ValueError, AttributeError):  # damaged from outside
-        return ""
-    return asked if isinstance(asked, str) else ""
+        asked = dict(run.about().get("options", {}))
+    except (OSError, ValueError, TypeError, AttributeError):  # damaged from outside
+        asked = {}
+    return {name: value if isinstance(value := asked.get(name, ""), str) else "" for name in OF_THIS_MACHINE}

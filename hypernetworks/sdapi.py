@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import TrainingConfig, options
 from .errors import ConfigError
+from .schedule import parse_stages
 
 if TYPE_CHECKING:
     from .files import FileFacts
@@ -67,17 +68,16 @@ def target_layers(sizes: Collection[int | str]) -> tuple[str, ...]:
 def training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run; what A1111 does not ask for has our default values, but for the rate, which is said in full.
 
-    Raises `ConfigError` for an unknown argument, and for what has no counterpart here and would change the result: clipping by value,
-    and weights from the pictures' transparency.
+    Raises `ConfigError` for an unknown argument.
     """
     given = _given(arguments, TRAIN, (*TRAIN_MORE, *WITHOUT_EFFECT))
     values = {"learning_rate": "1e-5", "batch_size": 1, "rate_schedule": "constant", "warmup_steps": 0, **_renamed(given, TRAIN)}
     if given.get("use_weight"):
-        raise ConfigError("use_weight is not available: transparency is no weight of the loss here.")
+        values |= {"masks": "alpha", "normalize_masks": True}
     if "training_width" in given or "training_height" in given:
         values["resolution"] = _resolution(given)
     if "clip_grad_mode" in given:
-        values["clip_norm"] = _clip_norm(given["clip_grad_mode"], given.get("clip_grad_value", 0.1))
+        values |= _clipping(given["clip_grad_mode"], given.get("clip_grad_value", 0.1))
     if "latent_sampling_method" in given:
         values["sample_latents"] = _chosen(given, "latent_sampling_method", SAMPLED)
     if "template_filename" in given:
@@ -130,15 +130,17 @@ def _resolution(given: Mapping[str, Any]) -> int:
     return round(math.sqrt(width * height))
 
 
-def _clip_norm(mode: Any, value: Any) -> float:
+def _clipping(mode: Any, value: Any) -> dict[str, Any]:
+    """One number is the limit itself; several, as in 1:100, 0.1, are multiples of the limit 1."""
+    if mode not in ("disabled", "norm", "value"):
+        raise ConfigError(f"clip_grad_mode cannot be {mode!r}: it takes disabled, norm or value.")
+    values = {"clip_norm": 0.0, "clip_value": 0.0}
     if mode == "disabled":
-        return 0.0
-    if mode != "norm":
-        raise ConfigError(f"clip_grad_mode cannot be {mode!r}: it takes norm or disabled here.")
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"clip_grad_value cannot be {value!r}: it takes one number here.") from None
+        return values
+    stages = parse_stages(value, "clip_grad_value")
+    if len(stages) == 1:
+        return values | {f"clip_{mode}": stages[0][0]}
+    return values | {f"clip_{mode}": 1.0, "clip_schedule": value}
 
 
 def _chosen(given: Mapping[str, Any], name: str, choices: Mapping[str, Any]) -> Any:

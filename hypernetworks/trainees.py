@@ -16,7 +16,7 @@ from .attention import Edit, LowRankEdit, ResidualEdit, Strength
 from .batches import Batch, Batches
 from .config import TrainingConfig
 from .contrast import taught_parameters, teach
-from .dataset import Dataset, read_folder
+from .dataset import Dataset
 from .errors import ConfigError
 from .files import load, save
 from .generator import Hypernetwork, HypernetworkStructure
@@ -28,8 +28,10 @@ from .lora import export_lora
 from .low_rank import LowRankWeights
 from .networks import new_network, outline
 from .optimizers import AUTO_RATE, parameter_groups
+from .repeats import read_pictures
 from .residual import ResidualHypernetwork
 
+DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Network = ResidualHypernetwork | Hypernetwork | LowRankWeights
 
 
@@ -50,7 +52,7 @@ class Trainee:
 
     def read(self, folder: str | Path) -> Dataset:
         """The pictures of a folder."""
-        return self._read(read_folder, folder)
+        return self._read(read_pictures, folder)
 
     def batches(self, dataset: Dataset, processes: int, process: int) -> Batches:
         """What the UNet is shown."""
@@ -76,6 +78,15 @@ class Trainee:
     def acting(self, batch: Batch) -> Iterator[list[Tensor]]:
         """Within it the network acts on the batch's samples. The list is filled with terms whose mean is the penalty."""
         yield []
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within it the model is as it would be without the network."""
+        before, self.edit.strength = self.edit.strength, Strength(0.0)
+        try:
+            yield
+        finally:
+            self.edit.strength = before
 
     @contextmanager
     def drawing(self, batches: Batches, number: int) -> Iterator[None]:
@@ -138,7 +149,7 @@ class ResidualTrainee(Trainee):
 
     def save(self, path: Path) -> list[Path]:
         written = [path, path.with_suffix(".pt")] if self.config.also_pt and path == self.target else [path]
-        return [save(self.network, file, overwrite=True) for file in written]
+        return [save(self.network, file, overwrite=True, dtype=DTYPES[self.config.file_precision]) for file in written]
 
     def _check_pt(self, per_layer: bool) -> None:
         if self.config.also_pt and per_layer:
@@ -157,6 +168,8 @@ class GeneratorTrainee(Trainee):
         self.teaches = False  # whether the encoder learns from the pictures beforehand
         if config.also_pt:
             raise ConfigError("A .pt file cannot hold a generator: turn off Also write .pt (also_pt).")
+        if config.regularization:
+            raise ConfigError("A generator takes no regularisation pictures (regularization): they belong to none of its groups.")
 
     def read(self, folder: str | Path) -> Dataset:
         """The pictures of a folder of folders."""
@@ -209,7 +222,7 @@ class GeneratorTrainee(Trainee):
         yield
 
     def save(self, path: Path) -> list[Path]:
-        return [save_generator(self.network, path, overwrite=True)]
+        return [save_generator(self.network, path, overwrite=True, dtype=DTYPES[self.config.file_precision])]
 
     def _structure(self) -> dict[str, Any]:
         shared = {field.name for field in dataclasses.fields(HypernetworkStructure)} & {field.name for field in dataclasses.fields(self.config)}

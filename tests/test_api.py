@@ -126,7 +126,7 @@ def test_options_and_presets_are_those_of_the_configuration(service):
         "type": "integer", "minimum": 1, "maximum": 10_000_000, "title": "Steps", "description": OPTIONS["max_steps"].help, "default": 1000,
         "group": "Training",
     }  # fmt: skip
-    assert shown["layer_structure"]["items"]["type"] == "number" and shown["loss"]["enum"] == ["mse", "huber", "l1"]
+    assert shown["layer_structure"]["items"]["type"] == "number" and shown["loss"]["enum"] == ["mse", "huber", "l1", "log_cosh"]
     assert service.get("/presets").json()["Subject"]["options"]["target_layers"] == ["attn2"]
     schema = service.client.get("/openapi.json").json()["paths"][f"{PREFIX}/train"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {*OPTIONS, "preset", "resume", "overwrite"}

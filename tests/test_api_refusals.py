@@ -125,6 +125,8 @@ def test_the_model_is_held_while_a_network_is_made_for_it(service, monkeypatch):
     ({"name": "con", "dataset": "striped"}, 422, "reserved"),
     ({"name": "a", "dataset": "../pictures/striped"}, 403, "send the pictures first"),
     ({"name": "a", "dataset": "/etc"}, 403, "send the pictures first"),
+    ({"name": "a", "dataset": "striped", "regularization": "/etc"}, 403, "send the pictures first"),
+    ({"name": "a", "dataset": "striped", "loss_function": "os.system"}, 403, "loss_function"),
 ])  # fmt: skip
 def test_a_run_that_cannot_be_is_refused_with_a_sentence(waiting, body, status, words):
     answer = waiting.client.post(f"{PREFIX}/train", content=json.dumps(body), headers=JSON)

@@ -126,3 +126,12 @@ def test_a_written_caption_holds_only_what_the_picture_has(tags, shuffle, tag_dr
         assert caption in captions.possible([one])
     elif tag_dropout == 0 and caption:
         assert sorted(written) == sorted(tags)
+
+
+def test_the_first_tags_stay_where_they_are():
+    one = Picture(Path("x.png"), 8, 8, "sks dog, a, b, c, d, e, f", "text file", "0")
+    captions = Captions(shuffle_tags=True, tag_dropout=0.5, keep_tags=2)
+    found = [captions.write(one, random.Random(seed)).split(", ") for seed in range(200)]
+    assert all(tags[:2] == ["sks dog", "a"] for tags in found)
+    rests = [tuple(tags[2:]) for tags in found]
+    assert len(set(rests)) > 50 and abs(sum(map(len, rests)) / len(rests) - 2.5) < 0.3

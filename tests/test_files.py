@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hypernetworks import files
-from hypernetworks.errors import ConfigError
+from hypernetworks.errors import ConfigError, TrainingFailed
 from hypernetworks.files import describe, load, load_optimizer, preview_text, save, short_hash
 from hypernetworks.residual import ACTIVATIONS, ResidualHypernetwork, ResidualStructure
 
@@ -369,3 +369,21 @@ def test_the_date_is_written_once_and_kept(tmp_path):
 
 def test_base64_of_the_preview_is_plain():
     assert base64.b64decode(preview_text(Image.new("RGB", (8, 8))))[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_half_precision_is_half_as_large_and_comes_back_rounded(tmp_path, dtype):
+    network = ResidualHypernetwork({64: 64, 96: 96}, ResidualStructure((1, 2, 1)), initialization="KaimingUniform")
+    whole, half = save(network, tmp_path / "whole.safetensors"), save(network, tmp_path / "half.safetensors", dtype=dtype)
+    assert half.stat().st_size < 0.55 * whole.stat().st_size
+    found = load(half).state_dict()
+    assert all(torch.equal(found[name], weight.to(dtype).float()) for name, weight in network.state_dict().items())
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_written(tmp_path):
+    network = ResidualHypernetwork({8: 8}, ResidualStructure((1, 1)), initialization="KaimingUniform")
+    next(network.parameters()).data[0] = 1e6
+    with pytest.raises(TrainingFailed, match="file_precision"):
+        save(network, tmp_path / "large.safetensors", dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    assert float(next(load(save(network, tmp_path / "large.safetensors", dtype=torch.bfloat16)).parameters())[0, 0].detach()) == pytest.approx(1e6, rel=0.01)

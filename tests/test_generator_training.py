@@ -17,6 +17,7 @@ from hypernetworks.host import Conditioning, Folders
 from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.losses import add_noise
 from hypernetworks.low_rank import LowRankWeights
+from hypernetworks.objective import Objective
 from hypernetworks.trainer import HypernetworkTrainer
 
 SMALL = dict(embedding_dim=32, hidden_dim=48, basis_size=4, depth=1)
@@ -319,3 +320,26 @@ def test_a_damaged_companion_takes_a_picture_out_of_the_references(host, styles,
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     batches = prepared(host, folder, ("image",))
     assert {picture.group for picture in batches.training} == {"dotted", "striped"}
+
+
+def test_a_run_that_goes_back_to_its_beginning_keeps_what_the_encoder_learned_before_it(host, styles, monkeypatch):
+    honest, spoiled = Objective.loss, []
+
+    def loss(self, predicted, batch, kept=None):
+        found = honest(self, predicted, batch, kept)
+        if torch.is_grad_enabled() and not spoiled:
+            spoiled.append(True)
+            return found * float("nan")
+        return found
+
+    monkeypatch.setattr(Objective, "loss", loss)
+    one, returned = trainer(ema_decay=0.9), False
+    for event in one.run(styles, host):
+        if event.message == "Teaching the encoder":
+            taught = {name: weight.clone() for name, weight in one.hypernetwork.encoder.state_dict().items()}
+        if "back to step 0" in event.message:
+            returned = True
+            assert all(torch.equal(weight, taught[name]) for name, weight in one.hypernetwork.encoder.state_dict().items())
+    assert returned and event.kind == "finished"
+    raw = load_generator(host.folders.networks / "family-raw.safetensors")
+    assert not equal(load_generator(event.path), raw)

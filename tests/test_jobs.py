@@ -200,3 +200,15 @@ def test_a_short_curve_is_exact():
     for step in range(10):
         curve.add(step, step**2)
     assert curve.points() == [(step, step**2) for step in range(10)]
+
+
+def test_a_curve_forgets_what_a_run_went_back_behind():
+    curve = Curve()
+    for step, value in [(1, 0.1), (2, 0.2), (3, 9.0), (4, 99.0), (3, 0.3), (4, 0.4)]:
+        curve.add(step, value)
+    assert curve.points() == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    long = Curve(limit=8)
+    for step in [*range(1, 41), *range(30, 41)]:
+        long.add(step, float(step))
+    steps = [step for step, _ in long.points()]
+    assert steps == sorted(steps) and all(value == step for step, value in long.points()) and steps[-1] > 35

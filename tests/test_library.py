@@ -475,6 +475,15 @@ def test_a_file_from_elsewhere_brings_no_folder_of_pictures(folders):
     assert any("choose them" in text for text in told) and any("new optimizer" in text for text in told)
 
 
+def test_a_file_from_elsewhere_brings_neither_other_folders_nor_code_to_run(folders):
+    asked = dict(regularization="/pictures/dogs", loss_function="somebody.loss")
+    values, _ = trained(folders, **asked)
+    assert (values["regularization"], values["loss_function"]) == ("/pictures/dogs", "somebody.loss")
+    (folders.runs / "ink" / "config.json").unlink()
+    values, _ = options_to_resume(folders, "ink")
+    assert values["regularization"] == values["loss_function"] == ""
+
+
 def test_settings_that_are_not_understood_are_left_out_and_told(folders):
     values, told = trained(folders, from_the_future=1, batch_size="many", warmup_steps=float("inf"), seed=-1, loss=["mse"])
     assert not {"from_the_future", "batch_size", "warmup_steps", "seed", "loss"} & values.keys()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypernetworks.errors import ConfigError
-from hypernetworks.schedule import LearningRate, strength_at
+from hypernetworks.schedule import LearningRate, parse_stages, stage_at, strength_at
 
 
 def test_a1111_syntax_is_a_staircase():
@@ -33,6 +33,48 @@ def test_linear_falls_evenly():
     rate = LearningRate.parse("1.0", "linear")
     falls = [rate.at(step, 100) - rate.at(step + 1, 100) for step in range(1, 100)]
     assert max(falls) - min(falls) < 1e-12
+
+
+def test_restarts_fall_to_the_floor_and_begin_again_lower():
+    rate = LearningRate.parse("2.0", "restarts", cycles=3, decay=0.5, floor=0.0)
+    found = [rate.at(step, 301) for step in range(1, 302)]
+    assert [found[start] for start in (0, 100, 200)] == pytest.approx([2.0, 1.0, 0.5])
+    assert [found[middle] for middle in (50, 150, 250)] == pytest.approx([1.0, 0.5, 0.25])
+    assert found[99] < 0.01 and found[199] < 0.01 and found[300] == pytest.approx(0, abs=1e-12)
+
+
+def test_growing_cycles_share_the_steps_in_their_proportion():
+    rate = LearningRate.parse("1.0", "restarts", cycles=3, growth=2.0, floor=0.1)
+    found = [rate.at(step, 701) for step in range(1, 702)]
+    begun = [step for step in range(1, 701) if found[step] > found[step - 1]]
+    assert begun == [100, 300] and all(found[step] == pytest.approx(1.0) for step in begun)
+    assert min(found) >= 0.1 and found[700] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_a_polynomial_is_the_power_of_what_is_left(power):
+    rate = LearningRate.parse("1.0", "polynomial", power=power, floor=0.2)
+    assert rate.at(31, 101) == pytest.approx(0.2 + 0.8 * 0.7**power)
+
+
+def test_rex_is_its_formula():
+    rate = LearningRate.parse("1.0", "rex", floor=0.0)
+    assert rate.at(61, 101) == pytest.approx((1 - 0.6) / (0.5 + 0.5 * (1 - 0.6)))
+    assert rate.at(1, 101) == 1 and rate.at(101, 101) == 0
+
+
+@pytest.mark.parametrize("curve", ["linear", "cosine", "restarts", "polynomial", "rex"])
+@given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 10), st.integers(1, 9), st.floats(0.1, 10))
+def test_no_schedule_leaves_the_range_between_floor_and_rate(curve, step, steps, warmup, cycles, growth):
+    rate = LearningRate.parse("3.0", curve, warmup, floor=0.1, cycles=cycles, growth=growth)
+    assert (0 if step <= warmup else 0.3 - 1e-9) <= rate.at(step, steps) <= 3.0
+
+
+def test_stages_of_anything_are_read_alike():
+    stages = parse_stages("10:100, 1", "Clipping")
+    assert [stage_at(stages, step) for step in (1, 100, 101, 5000)] == [10, 10, 1, 1]
+    with pytest.raises(ConfigError, match="^Clipping: 'x'"):
+        parse_stages("x", "Clipping")
 
 
 def test_warm_up_rises_evenly_and_then_the_rate_is_whole():

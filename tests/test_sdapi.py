@@ -6,6 +6,7 @@ pytest.importorskip("fastapi", reason="the routes need FastAPI, which comes with
 from rest_service import Service, Trainer
 
 from hypernetworks.api import SDAPI
+from hypernetworks.config import TrainingConfig, read
 from hypernetworks.errors import ConfigError
 from hypernetworks.files import load
 from hypernetworks.host import Folders
@@ -73,8 +74,8 @@ def test_a1111s_client_makes_and_trains_a_network(service):
 @pytest.mark.parametrize("changes, words", [
     ({"hypernetwork_name": "nobody"}, "There is no hypernetwork 'nobody'"),
     ({"data_root": "/etc"}, "send the pictures first"),
-    ({"use_weight": True}, "use_weight"),
-    ({"clip_grad_mode": "value"}, "clip_grad_mode"),
+    ({"clip_grad_mode": "both"}, "clip_grad_mode"),
+    ({"clip_grad_mode": "value", "clip_grad_value": "often"}, "clip_grad_value"),
     ({"template_filename": "/etc/passwd"}, "template_filename"),
     ({"learning_rate": 1}, "learn_rate"),
     ({"steps": 0}, "max_steps"),
@@ -102,6 +103,20 @@ def test_sizes_say_which_attention_is_meant():
     for odd in ([], "768", ["a"], [None], 3, [float("inf")]):
         with pytest.raises(ConfigError, match="enable_sizes"):
             target_layers(odd)
+
+
+@pytest.mark.parametrize("mode, value, wanted", [
+    ("disabled", "0.1", (0, 0, "1")), ("norm", "0.1", (0.1, 0, "1")), ("value", 0.5, (0, 0.5, "1")), ("value", "1:100, 0.1", (0, 1, "1:100, 0.1")),
+    ("norm", "10:5, 1", (1, 0, "10:5, 1")),
+])
+def test_a1111s_clipping_is_ours(mode, value, wanted):
+    config = read(TrainingConfig, training({"clip_grad_mode": mode, "clip_grad_value": value}))
+    assert (config.clip_norm, config.clip_value, config.clip_schedule) == wanted
+
+
+def test_a1111s_transparency_as_weight_is_a_balanced_mask():
+    values = training({"use_weight": True})
+    assert values["masks"] == "alpha" and values["normalize_masks"] and "masks" not in training({"use_weight": False})
 
 
 def test_a1111s_sides_become_a_square_of_as_many_pixels():

@@ -28,6 +28,7 @@ from hypernetworks.host import Folders, ModelFacts
 from hypernetworks.jobs import Jobs
 from hypernetworks.presets import PRESETS, preset
 from hypernetworks.prompt import ActiveNetwork, ConditionSource, extract
+from hypernetworks.repeats import read_pictures
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 from hypernetworks.ui import app, dataset_check, markup, progress, result
 
@@ -355,6 +356,26 @@ def test_captions_are_only_written_for_pictures_of_the_folder(pictures):
     assert not list(pictures.parent.glob("*.txt"))
 
 
+def test_masks_are_counted_and_no_pictures(pictures):
+    before = read_folder(pictures)
+    Image.new("L", (64, 64)).save(pictures / f"{before.pictures[0].path.stem}-mask.png")
+    dataset = read_folder(pictures)
+    assert len(dataset.pictures) == len(before.pictures)
+    assert "1 picture with a mask." in dataset_check.report(pictures, dataset, 64, 64, 8)
+    assert "with a mask" not in dataset_check.report(pictures, before, 64, 64, 8)
+
+
+def test_pictures_of_numbered_folders_are_told_apart_by_their_folder(pictures):
+    for folder in ("10_ink", "2_oil"):
+        (pictures / folder).mkdir()
+        Image.new("RGB", (64, 64)).save(pictures / folder / "1.png")
+    dataset = read_pictures(pictures)
+    html = dataset_check.report(pictures, dataset, 64, 64, 8)
+    assert 'data-picture="10_ink/1.png"' in html and 'data-picture="2_oil/1.png"' in html
+    written = dataset_check.save_captions(dataset, {"2_oil/1.png": "a boat", "1.png": "nothing"})
+    assert written == [pictures / "2_oil" / "1.txt"] and written[0].read_text() == "a boat\n"
+
+
 @settings(max_examples=50)
 @given(st.one_of(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["folder", "captions", "x"]), inner)).map(json.dumps)))  # fmt: skip
 def test_whatever_the_page_sends_as_edits_is_read_or_left_alone(sent):
@@ -378,6 +399,8 @@ def test_a_page_that_may_not_name_paths_takes_only_pictures_that_were_sent(page,
         refused, *_ = page.train.pictures.check(asked, "", None, None, "")
         assert "no folder of pictures" in refused and 'role="alert"' in refused
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=asked))
+        assert "no folder of pictures" in note and page.jobs.current is None
+        note, _ = page.train.train("", *raw(page.train, name="birds", dataset=folder, regularization=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
     assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "")[0]
     page.train.train("", *raw(page.train, name="birds", dataset=folder))

@@ -390,3 +390,11 @@ def test_a_row_is_a_picture_and_its_side(ui, host):
     host.generate(STAR, lambda step, steps: seen.extend(host.rows))
     assert {dataclasses.astuple(row) for row in seen} == {dataclasses.astuple(Row(0, uncond)) for uncond in (True, False)}
     assert isinstance(host.encode_prompts(["a"]).rows([0, 0]).context, torch.Tensor) and Conditioning is not type(host.encode_prompts(["a"]))
+
+
+def test_pictures_of_a_run_with_zero_terminal_snr_ask_for_that_schedule(host):
+    def settings(**about):
+        return host._job_for(GenerationRequest("a star", **about)).override_settings
+
+    assert settings(zero_terminal_snr=True)["sd_noise_schedule"] == "Zero Terminal SNR"  # A1111, Forge, reForge: modules/shared_options.py
+    assert "sd_noise_schedule" not in settings() and settings(literal=False) == {"return_grid": False}

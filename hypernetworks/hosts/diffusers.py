@@ -275,7 +275,7 @@ class DiffusersHost:
         rows are those with the negative prompt, then those with the prompt.
         """
         self._check(request)
-        factor, scheduler = self._loaded().facts.latent_factor, _sampler(self._loaded().scheduler)
+        factor, scheduler = self._loaded().facts.latent_factor, _sampler(self._loaded().scheduler, request.zero_terminal_snr)
         guided, count = request.cfg_scale > 1, request.count
         conditioning = self.encode_prompts(
             [request.negative_prompt] * (count if guided else 0) + list(request.prompts or [request.prompt] * count)
@@ -332,14 +332,16 @@ def _check_whole(pipeline: Any, path: Path) -> Any:
     return pipeline
 
 
-def _sampler(scheduler: Any) -> Any:
-    """A new DDIM scheduler with another one's noise schedule and prediction type."""
+def _sampler(scheduler: Any, zero_terminal_snr: bool = False) -> Any:
+    """A new DDIM scheduler with another one's prediction type and noise schedule, or that rescaled so that it ends in noise alone."""
     from diffusers import DDIMScheduler
 
     found = scheduler.config.get("prediction_type", "epsilon")
     if getattr(scheduler, "alphas_cumprod", None) is None or found not in ("epsilon", "v_prediction"):
         raise ModelUnfit(f"The model's scheduler ({type(scheduler).__name__}, prediction type {found}) is not one of {WANTED}.")
     kept = {name: scheduler.config.get(name, False) for name in ("clip_sample", "set_alpha_to_one")}
+    if zero_terminal_snr:
+        kept |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # sampling has to begin at the last timestep
     return DDIMScheduler.from_config(scheduler.config, **kept)
 
 

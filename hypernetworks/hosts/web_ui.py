@@ -109,11 +109,16 @@ class WebUiHost:
         return pictures
 
     def _job_for(self, request: GenerationRequest) -> Any:
+        settings = {"return_grid": False}
+        if request.literal:
+            settings["emphasis"] = "None"
+        if request.zero_terminal_snr:
+            settings["sd_noise_schedule"] = "Zero Terminal SNR"  # web UIs that have no such setting ignore it
         p = processing.StableDiffusionProcessingTxt2Img(
             sd_model=shared.sd_model, do_not_save_grid=True, do_not_save_samples=True, sampler_name=PREVIEW_SAMPLER,
             prompt=list(request.prompts) or request.prompt, negative_prompt=request.negative_prompt, seed=request.seed,
             steps=request.steps, cfg_scale=request.cfg_scale, width=request.width, height=request.height, batch_size=request.count,
-            override_settings={"emphasis": "None", "return_grid": False} if request.literal else {"return_grid": False},
+            override_settings=settings,
         )
         p.scripts, p.script_args = scripts.ScriptRunner(), []  # an empty one: reForge does not check whether there is any
         p.disable_extra_networks = True

@@ -39,7 +39,9 @@ def _summary(dataset: Dataset, shared_caption: str) -> str:
         captions = f"{missing} without a caption of their own get “{shared_caption}”"
     else:
         captions = f"{missing} without a caption"
-    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>, {escape(captions)}.</p>'
+    masked = sum(picture.mask is not None for picture in dataset.pictures)
+    masks = f" {plural(masked, 'picture')} with a mask." if masked else ""
+    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>, {escape(captions)}.{masks}</p>'
 
 
 def _sizes(buckets: Counter[Bucket]) -> str:
@@ -62,7 +64,7 @@ def _complaints(dataset: Dataset) -> str:
 
 
 def _card(picture: Picture, shared_caption: str) -> str:
-    name = escape(picture.path.name)
+    name = escape(picture.label)
     try:
         image = f'<img src="{data_uri(open_picture(picture.path), SIDE)}" alt="{name}">'
     except UnreadablePicture as error:
@@ -94,7 +96,7 @@ def save_captions(dataset: Dataset, captions: Mapping[str, str]) -> list[Path]:
     """
     written = []
     for picture in dataset.pictures:
-        caption = captions.get(picture.path.name)
+        caption = captions.get(picture.label)
         if caption is None or caption.strip() == (picture.caption or ""):
             continue
         path = _text_file(picture.path)

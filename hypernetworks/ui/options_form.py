@@ -63,7 +63,7 @@ def _input(option: Option, elem_id: str, changes: dict[str, Any]) -> gr.componen
         return gr.CheckboxGroup(choices=list(option.choices), **about)
     if option.choices:
         return gr.Dropdown(choices=list(option.choices), **about)
-    if option.kind is float and option.maximum is not None and option.maximum <= 1:
+    if option.kind is float and option.maximum in (0.5, 1):  # a share; others may need more than two digits
         return gr.Slider(minimum=option.minimum, maximum=option.maximum, step=0.01, **about)
     if option.kind in (int, float):
         return gr.Number(precision=0 if option.kind is int else None, **about)

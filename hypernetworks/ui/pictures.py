@@ -10,10 +10,11 @@ import gradio as gr
 
 from ..access import client_folder
 from ..captioning import captionable, write_captions
-from ..dataset import Dataset, read_folder
+from ..dataset import Dataset
 from ..errors import DatasetError, HypernetworkError
 from ..files import check_name
 from ..host import Host
+from ..repeats import read_pictures
 from ..uploads import Upload, safe_stem, store
 from . import compatibility
 from .dataset_check import read_edits, report, save_captions
@@ -152,7 +153,7 @@ class PicturesStep:
         return client_folder(str(folder).strip(), self.host.folders, self.host.client_paths)
 
     def _read(self, folder: str | Path, **about: Any) -> Dataset:
-        return read_folder(self.path(folder), cache=self.host.folders.data / "latents", **about)
+        return read_pictures(self.path(folder), cache=self.host.folders.data / "latents", **about)
 
     def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> tuple[str, Any]:
         """The check, and the button that has captions written: shown where the host can and pictures need it."""

@@ -173,6 +173,8 @@ class TrainTab:
             raise ConfigError("Choose the pictures first: give a folder, or drop pictures in (step 1).")
         check_name(values["name"])
         values["dataset"] = str(self.pictures.path(values["dataset"]))
+        if values["regularization"].strip():
+            values["regularization"] = str(self.pictures.path(values["regularization"]))
         self.pictures.save_edits(edits)
         return read(TrainingConfig, values)
 

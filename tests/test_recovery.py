@@ -1,0 +1,142 @@
+"""When a run goes back, where to, and how often."""
+import pytest
+import torch
+
+from hypernetworks.recovery import SNAPSHOT_EVERY, Recovery, copied
+
+
+def recovery(factor=4.0, ways=3, samples=32):
+    one = Recovery(factor, ways, samples)
+    one.begin(0, {"at": 0})
+    return one
+
+
+def good(one, steps, loss=0.1):
+    for step in steps:
+        assert one.trouble(step, loss) == ""
+        one.confirm(step)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_is_trouble_from_the_first_step_on(loss):
+    assert recovery().trouble(1, loss) == "The loss is not a number"
+
+
+def test_many_times_the_lowest_loss_is_an_explosion():
+    one = recovery()
+    good(one, range(1, 20), 0.3)
+    good(one, range(20, 30), 0.1)
+    assert one.trouble(30, 0.39) == ""  # noise
+    assert one.trouble(31, 0.45) == "The loss is 4.5 times what it was"
+    assert one.trouble(31, 0.1) == ""
+
+
+@pytest.mark.parametrize("samples, span", [(1, 32), (4, 8), (10, 4), (32, 1), (100, 1)])
+def test_small_batches_are_looked_at_together(samples, span):
+    for times, words in ((3.9, ""), (4.1, "The loss is 4.1 times what it was")):
+        one = recovery(samples=samples)
+        good(one, range(1, 200))
+        assert one.trouble(200, 0.1 * (times * span - (span - 1))) == words  # so that the mean of `span` losses is that many times 0.1
+
+
+def test_a_loss_that_creeps_up_is_found_out_though_no_step_stands_out():
+    one = recovery(samples=4)
+    good(one, range(1, 17), 0.06)
+    found = [one.trouble(step, 0.06 * 1.15 ** (step - 16)) for step in range(17, 60)]
+    first = next(place for place, words in enumerate(found) if words)
+    assert 8 < first < 20  # 1.15 to the power of 10 is 4
+
+
+def test_the_first_losses_are_not_judged():
+    one = recovery(samples=4)
+    assert [one.trouble(step, loss) for step, loss in enumerate([0.1] * 8 + [50.0] * 7, 1)] == [""] * 15
+    assert recovery(samples=4, factor=0).trouble(1, 1e30) == ""
+
+
+def test_factor_zero_minds_numbers_only():
+    one = recovery(factor=0)
+    good(one, range(1, 20))
+    assert one.trouble(20, 1e30) == "" and one.trouble(21, float("nan"))
+
+
+def test_what_exploded_is_forgotten_on_the_way_back():
+    one = recovery(samples=16)
+    good(one, range(1, 10))
+    assert one.trouble(10, 5.0)
+    one.back()
+    good(one, range(1, 10))
+
+
+def test_a_snapshot_is_good_once_a_later_loss_is():
+    one = recovery()
+    good(one, range(1, SNAPSHOT_EVERY))
+    assert not one.snapshot_due(SNAPSHOT_EVERY - 1) and one.snapshot_due(SNAPSHOT_EVERY)
+    one.keep(SNAPSHOT_EVERY, lambda: {"at": 50}, None)
+    assert one.trouble(SNAPSHOT_EVERY + 1, float("nan")) and one.back().state == {"at": 0}
+    good(one, range(1, SNAPSHOT_EVERY + 1))
+    one.keep(SNAPSHOT_EVERY, lambda: {"at": 50}, None)
+    one.confirm(SNAPSHOT_EVERY)  # its own loss says nothing of it
+    assert one.good.state == {"at": 0}
+    good(one, [SNAPSHOT_EVERY + 1])
+    assert one.back().state == {"at": 50} and one.rate == 0.25
+
+
+def test_weights_of_a_rising_loss_are_not_good_even_before_it_explodes():
+    one = recovery(samples=16)
+    good(one, range(1, 20), 0.1)
+    one.keep(19, lambda: {"at": 19}, None)
+    good(one, [20], 0.1)
+    good(one, range(21, 30), 0.25)
+    one.keep(29, lambda: {"at": 29}, None)
+    good(one, range(30, 33), 0.25)
+    assert one.trouble(33, 3.0) and one.back().state == {"at": 19}
+
+
+def test_what_is_best_is_better_than_the_beginning_was():
+    one = recovery()
+    one.measured(0.2)
+    for step, validation_loss in ((10, 0.3), (20, None)):
+        one.keep(step, lambda step=step: {"at": step}, validation_loss)
+        one.confirm(step + 1)
+    assert one.fruitless and one.good.state == {"at": 20}
+    one.keep(30, lambda: {"at": 30}, 0.1)
+    one.confirm(31)
+    assert not one.fruitless and one.best.state == {"at": 30}
+
+
+def test_a_run_is_fruitless_until_a_snapshot_was_confirmed():
+    one = recovery()
+    one.keep(10, lambda: {"at": 10}, 0.5)
+    assert one.fruitless
+    one.confirm(11)
+    assert not one.fruitless
+
+
+def test_every_way_back_halves_the_rate_until_there_is_none():
+    one = recovery(ways=3)
+    rates = []
+    while one.back() is not None:
+        rates.append(one.rate)
+    assert rates == [0.5, 0.25, 0.125]
+
+
+def test_the_best_is_that_of_the_lowest_validation_loss_else_the_last_good_one():
+    one = recovery()
+    for step, validation_loss in ((10, 0.5), (20, 0.3), (30, 0.4)):
+        one.keep(step, lambda step=step: {"at": step}, validation_loss)
+        one.confirm(step + 1)
+    assert one.best.state == {"at": 20} and one.good.state == {"at": 30}
+    one = recovery()
+    for step in (10, 20):
+        one.keep(step, lambda step=step: {"at": step}, None)
+        one.confirm(step + 1)
+    assert one.best.state == {"at": 20}
+
+
+def test_a_copy_has_tensors_of_its_own():
+    weight = torch.ones(3)
+    state = {"a": [weight, (weight, 2)], "b": {"c": weight}, "d": None}
+    found = copied(state)
+    weight.zero_()
+    assert torch.equal(found["a"][0], torch.ones(3)) and torch.equal(found["a"][1][0], torch.ones(3)) and found["a"][1][1] == 2
+    assert torch.equal(found["b"]["c"], torch.ones(3)) and found["d"] is None
