@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,6 @@ from .objective import Objective
 from .plan import seed_for
 from .recovery import Recovery, finite
 from .trainees import Trainee
-
-if TYPE_CHECKING:
-    from .trainer import HypernetworkTrainer
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -46,15 +44,27 @@ class Progress:
     path: Path | None = None
 
 
+class Orders:
+    """What a run is told while it is going on, from any thread: to `stop`, with the network saved, or to `cancel`, with no file written."""
+
+    def __init__(self) -> None:
+        self.stop, self.cancel = threading.Event(), threading.Event()
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was told either."""
+        return self.stop.is_set() or self.cancel.is_set()
+
+
 class Run:
     """A run in progress. `begin` comes first, then `events`."""
 
     def __init__(
-        self, trainer: HypernetworkTrainer, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder, objective: Objective
+        self, orders: Orders, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder, objective: Objective
     ) -> None:
-        self.trainer, self.trainee, self.host, self.accelerator = trainer, trainee, trainee.host, accelerator
+        self.orders, self.trainee, self.host, self.accelerator = orders, trainee, trainee.host, accelerator
         self.batches, self.folder, self.objective = batches, folder, objective
-        self.config = config = trainer.config
+        self.config = config = trainee.config
         self.steps = config.max_steps
         if config.max_epochs:
             self.steps = min(self.steps, math.ceil(config.max_epochs * batches.batches_per_epoch / config.gradient_accumulation))
@@ -70,7 +80,7 @@ class Run:
         """Network and optimizer, at the run's start or where it was left."""
         state = self.folder.load_state() if resume else None
         self.trainee.begin(self.trainee.target if resume and state is None and self.trainee.target.exists() else None)
-        self.trainer.hypernetwork = self.network = self.trainee.network
+        self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
         if state is not None:
             self.learner.restore(state)
@@ -91,7 +101,7 @@ class Run:
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not self._ending():
+        while self.step < self.steps and not self.orders.ending:
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
@@ -122,9 +132,6 @@ class Run:
         """Whether the weights of the step at hand will be measured or saved, on every process alike."""
         often = (self.config.checkpoint_every, self.config.validation_every)
         return self.step == self.steps or any(every and self.step % every == 0 for every in often)
-
-    def _ending(self) -> bool:
-        return self.trainer._stop.is_set() or self.trainer._cancel.is_set()
 
     def _due(self, every: int, at_start: bool = False) -> bool:
         if not every or not self.accelerator.is_main_process:
@@ -251,7 +258,7 @@ class Run:
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
-        if self.trainer._cancel.is_set():
+        if self.orders.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
         self._checkpoint()

@@ -4,7 +4,6 @@ The UNet is frozen and keeps no weight gradients. A step costs one forward and o
 """
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from .files import check_name
 from .host import Host
 from .learner import check_options
 from .objective import Objective
-from .run import Progress, Run, raw_path
+from .run import Orders, Progress, Run, raw_path
 from .trainees import Network, Trainee, check_trainable, trainee_for
 
 
@@ -38,16 +37,15 @@ class HypernetworkTrainer:
             check_trainable(hypernetwork)
             config = replace(config, name=config.name or hypernetwork.name or "hypernetwork")
         self.hypernetwork, self.config = hypernetwork, config
-        self._stop = threading.Event()
-        self._cancel = threading.Event()
+        self._orders = Orders()
 
     def stop(self) -> None:
         """Ends the run after the step at hand; the network and a checkpoint are saved."""
-        self._stop.set()
+        self._orders.stop.set()
 
     def cancel(self) -> None:
         """Ends the run after the step at hand; no network file is written."""
-        self._cancel.set()
+        self._orders.cancel.set()
 
     def train(
         self, dataset: str | Path | Dataset | None = None, host: Host | None = None, *, resume: bool = False, overwrite: bool = False
@@ -82,8 +80,9 @@ class HypernetworkTrainer:
         batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
         if not (yield from self._preparing(batches.prepare())):
             return
-        run = Run(self, trainee, accelerator, batches, folder, objective)
+        run = Run(self._orders, trainee, accelerator, batches, folder, objective)
         run.begin(resume)
+        self.hypernetwork = run.network
         yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings])
         if run.network.step == run.step == 0 and not (yield from self._preparing(trainee.learn_beforehand(batches))):
             return
@@ -99,7 +98,7 @@ class HypernetworkTrainer:
         """Tells of what goes before the first step; whether it came to its end."""
         for done, total, what in work:
             yield Progress("preparing", done, total, what)
-            if self._cancel.is_set() or self._stop.is_set():
+            if self._orders.ending:
                 yield Progress("cancelled", message="Cancelled before the first step.")
                 return False
         return True
