@@ -40,7 +40,7 @@ PROMPTS = (
     "a large blue diamond on a white background",
 )
 FAMILY = "styles"  # the bundled generator's name in the demo
-UNSEEN = 3  # which of the styles that are never trained on
+UNSEEN = 9  # which of the styles that are never trained on
 REFERENCE = Content("circle", "red", "blue")
 CFG_SCALE = 3.0
 SEED = 7
@@ -61,9 +61,9 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, float]:
     with host.exclusive():
         show(trainer, trainer.run(host=host, overwrite=True))
         print(f"Drawing {len(PROMPTS)} prompts that were not among the captions, without and with the network ...")
-        grid = before_and_after(host, Session(Catalog(host.folders.networks)), ActiveNetwork(STYLE))
+        drawn = before_and_after(host, Session(Catalog(host.folders.networks)), ActiveNetwork(STYLE))
     path = out / "before-after.png"
-    grid.save(path)
+    picture_grid(drawn, ("without", "with")).save(path)
     figures = measure(host, shapes.STYLES[STYLE], lambda: attached(host.unet, [ResidualEdit(trainer.hypernetwork)]))
     print(f"\nPictures:  {path}   (above without, below with the network; same prompts, same seeds)")
     print(f"Network:   {host.folders.networks / (STYLE + '.safetensors')}")
@@ -93,13 +93,13 @@ def run_generator_demo(out: Path) -> dict[str, float]:
     print(f"The picture {reference} is in a style that the generator was never trained on. It makes the weights of {FAMILY!r} for it,")
     print(f"and {len(PROMPTS)} prompts are drawn, without and with them ...")
     with host.exclusive():
-        grid = before_and_after(host, Session(catalog), active)
+        drawn = before_and_after(host, Session(catalog), active)
         weights = make(host, catalog, active).weights
-        lora = export(host, catalog, active, "from one picture")
+        lora = export(host, catalog, active, "from-one-picture")
         figures = measure(host, style, lambda: apply_weights(host.unet, weights))
     path = out / "from-one-picture.png"
-    grid.save(path)
-    print(f"\nPictures:  {path}   (above without, below with the weights; same prompts, same seeds)")
+    picture_grid([[Image.open(reference)], *drawn], ("the picture", "without", "with")).save(path)
+    print(f"\nPictures:  {path}   (below the picture without, then with its weights; same prompts, same seeds)")
     print(f"LoRA file: {lora.path}   (rank {lora.rank}, {lora.projections} projections, {lora.path.stat().st_size / 1e6:.2f} MB)")
     print(f"In a prompt it is the tag <hypernet:{FAMILY}:1:ref={source.value}>, as a LoRA {lora.tag}")
     _print_figures("other pictures in that style", figures)
@@ -112,7 +112,7 @@ def _print_figures(what: str, figures: dict[str, float]) -> None:
     print(f"           {figures['loss_without']:.4f} without the network, {figures['loss_with']:.4f} with it")
 
 
-def before_and_after(host: Host, session: Session, network: ActiveNetwork) -> Image.Image:
+def before_and_after(host: Host, session: Session, network: ActiveNetwork) -> list[list[Image.Image]]:
     """Two rows of pictures: each prompt without and with the network, from the same noise."""
     side = host.model.resolution
     rows = []
@@ -124,7 +124,7 @@ def before_and_after(host: Host, session: Session, network: ActiveNetwork) -> Im
                 )[0]
                 for number, prompt in enumerate(PROMPTS)
             ])
-    return picture_grid(rows, ("without", "with"))
+    return rows
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], gap: int = 4, margin: int = 72) -> Image.Image:
