@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from training_runs import losses
 
 import hypernetworks
 from hypernetworks.attention import LowRankEdit, attached
@@ -13,8 +14,7 @@ from hypernetworks.errors import ConfigError, ModelUnfit, NotBound
 from hypernetworks.generator_files import load_generator
 from hypernetworks.group_batches import GroupBatches
 from hypernetworks.groups import read_groups
-from hypernetworks.host import Conditioning, Folders
-from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.host import Conditioning
 from hypernetworks.losses import add_noise
 from hypernetworks.low_rank import LowRankWeights
 from hypernetworks.objective import Objective
@@ -25,18 +25,6 @@ QUICK = dict(
     name="family", kind="generator", max_steps=3, batch_size=2, preview_every=0, validation_every=0, checkpoint_every=0, warmup_steps=0,
     learning_rate="2e-3", validation_share=0.0, encoder_steps=2, **SMALL,
 )
-
-
-@pytest.fixture(scope="module")
-def shared_host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")))
-
-
-@pytest.fixture
-def host(shared_host, tmp_path):
-    """The embedded model, loaded once, with folders of the test's own."""
-    shared_host.folders = Folders.below(tmp_path)
-    return shared_host
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +44,6 @@ def trainer(**changes):
 
 def events(one, styles, host, **how):
     return list(one.run(styles, host, **how))
-
-
-def losses(found):
-    return [event.loss for event in found if event.kind == "step"]
 
 
 def equal(a, b):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import make_pipeline
+from training_runs import equal, losses, weights
 
 from hypernetworks import files
 from hypernetworks.batches import Batches
@@ -34,18 +35,6 @@ QUICK = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def shared_host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")))
-
-
-@pytest.fixture
-def host(shared_host, tmp_path):
-    """The embedded model, loaded once, with folders of the test's own."""
-    shared_host.folders = Folders.below(tmp_path)
-    return shared_host
-
-
 def trainer(**changes):
     return HypernetworkTrainer(config=QUICK | changes)
 
@@ -54,20 +43,8 @@ def events(one, host, **how):
     return list(one.run(host=host, **how))
 
 
-def losses(found):
-    return [event.loss for event in found if event.kind == "step"]
-
-
 def warnings(found):
     return [event.message for event in found if event.kind == "warning"]
-
-
-def weights(network):
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def batches(host, **changes):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from training_runs import equal, losses, weights
 
 from hypernetworks import files
 from hypernetworks.attention import ResidualEdit, attached
@@ -17,7 +18,6 @@ from hypernetworks.dataset import read_folder
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import ConfigError, NameRefused, NameTaken, TrainingFailed
 from hypernetworks.host import Folders, ModelFacts
-from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.losses import add_noise
 from hypernetworks.networks import new_network, training_metadata
 from hypernetworks.trainer import HypernetworkTrainer
@@ -28,36 +28,12 @@ QUICK = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def shared_host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")))
-
-
-@pytest.fixture
-def host(shared_host, tmp_path):
-    """The embedded model, loaded once, with folders of the test's own."""
-    shared_host.folders = Folders.below(tmp_path)
-    return shared_host
-
-
 def trainer(**changes):
     return HypernetworkTrainer(config=QUICK | changes)
 
 
 def events(one, host, **how):
     return list(one.run(host=host, **how))
-
-
-def losses(found):
-    return [event.loss for event in found if event.kind == "step"]
-
-
-def weights(network):
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_lowers_the_loss_on_pictures_it_is_not_trained_on(host):
