@@ -31,6 +31,7 @@ from hypernetworks.prompt import ActiveNetwork, ConditionSource, extract
 from hypernetworks.repeats import read_pictures
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 from hypernetworks.ui import app, dataset_check, markup, progress, result
+from hypernetworks.ui.condition_inputs import ConditionInputs
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,8 +132,7 @@ def page(built, tmp_path):
     built.jobs.current = None
     catalog = Catalog(built.host.folders.networks)
     built.generate.rows.catalog, built.generate.session = catalog, Session(catalog)
-    for conditions in built.generate.rows.conditions:
-        conditions.catalog = catalog
+    built.generate.rows.questions.catalog = catalog
     yield built
     built.trainer.gate.set()
     if built.jobs.current:
@@ -689,11 +689,11 @@ def test_refreshing_finds_new_files_and_forgets_lost_ones(tab, host):
 
 @pytest.fixture
 def conditions(tab, host):
-    """Those of the first row, and a generator called "any" for texts and tasks."""
+    """The questions about them, and a generator called "any" for texts and tasks."""
     made = Hypernetwork(embedding_dim=16, hidden_dim=16, basis_size=2, conditions=("text",), tasks=("day", "night")).bind(diffusers_unet())
     save_generator(made, host.folders.networks / "any.safetensors")
     save(network(), host.folders.networks / "birds.safetensors")
-    return tab.rows.conditions[0]
+    return tab.rows.questions
 
 
 UNSAID = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0]
@@ -710,12 +710,35 @@ def test_choosing_a_generator_shows_what_it_was_made_for_and_another_network_hid
 
 
 def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
-    rows = ["any", 0.5, 0, 1, *NO_ROWS[4:], "A text", "ink", "", "", "A reference picture", "", "0123456789", "", 0.3, *UNSAID * 3]
+    said = ConditionInputs.said(["A text", "ink: black", "", "", "A reference picture", "", "0123456789", "", 0.3])
+    rows = ["any", 0.5, 0, 1, *NO_ROWS[4:16], said, "", "", ""]
     (active,) = tab.rows.active(rows)
     assert active == ActiveNetwork(
-        "any", 0.5, condition=ConditionSource("text", "ink"), second=ConditionSource("reference", "0123456789"), blend=0.3)
-    assert tab.rows.write_tags(*rows) == "<hypernet:any:0.5:text=ink:ref2=0123456789:blend=0.3>"
+        "any", 0.5, condition=ConditionSource("text", "ink: black"), second=ConditionSource("reference", "0123456789"), blend=0.3)
+    assert tab.rows.write_tags(*rows) == "<hypernet:any:0.5:text=ink%3A black:ref2=0123456789:blend=0.3>"
     assert tab.rows.values([active]) == rows
+
+
+def values(updates):
+    """What the components show; None where that is left as it is."""
+    return [one.get("value") if isinstance(one, dict) else one for one in updates]
+
+
+def test_the_questions_are_about_the_generator_that_was_chosen_last_and_remember_the_others(tab, conditions):
+    names, said = ["any", "birds", "any", "None"], ["text=ink", "task=day", "task=night", ""]
+    which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask("Hypernetwork 3", *names, *said)
+    assert which["value"] == "Hypernetwork 3" and which["choices"] == ["Hypernetwork 1", "Hypernetwork 3"] and which["visible"]
+    assert values([first, second, third, fourth]) == [None, "", None, ""]  # birds is no generator, so it has no condition
+    assert box["visible"] and kind["value"] == "A task"
+    which, *_, box, kind, words, _, _ = tab.rows.ask("Hypernetwork 2", *names, *said)[:10]
+    assert which["value"] == "Hypernetwork 1" and kind["value"] == "A text" and words["visible"]
+    which, *_, box = tab.rows.ask("Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:6]
+    assert not which["visible"] and not box["visible"]
+
+
+def test_an_answer_is_that_of_the_row_asked_about(tab):
+    assert values(tab.rows.say("Hypernetwork 2", "A task", "", "", "night", *UNSAID[4:])) == [None, "task=night", None, None]
+    assert values(tab.rows.say("Hypernetwork 1", *UNSAID)) == ["", None, None, None]
 
 
 def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):
@@ -729,7 +752,8 @@ def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions,
 
 
 def test_a_reference_picture_that_is_missing_is_asked_for(tab, host):
-    words, picture, _ = generate(tab, rows=["any", 1, 0, 1, *NO_ROWS[4:], "A reference picture"] + UNSAID[1:] + UNSAID * 3)
+    said = ConditionInputs.said(["A reference picture", "", "", "", *UNSAID[4:]])
+    words, picture, _ = generate(tab, rows=["any", 1, 0, 1, *NO_ROWS[4:16], said, "", "", ""])
     assert "Drop in a reference picture first" in words and picture is None and host.requests == []
 
 
