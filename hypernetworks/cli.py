@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, processes
 from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
 from .errors import ConfigError, HypernetworkError
 from .host import Folders
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.command(parsed)
         return 0
     except HypernetworkError as error:
-        print(f"hypernetworks: {error}", file=sys.stderr)
+        print(f"hypernetworks{processes.label()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hypernetworks: interrupted.", file=sys.stderr)
@@ -146,7 +146,8 @@ def _train(parsed: argparse.Namespace) -> None:
         raise ConfigError("Give the hypernetwork a name: --name NAME, or name in the configuration.")
     trainer = HypernetworkTrainer(config=config)
     with host.exclusive():
-        show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite))
+        show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite), silent=not processes.is_main())
+    processes.leave()
 
 
 def _add_generate(commands: Any) -> None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .optimizers import (
     restore,
     set_training,
 )
+from .processes import prepare
 from .schedule import LearningRate, is_auto, parse_stages, stage_at
 from .trainees import Trainee
 
@@ -53,7 +54,8 @@ class Learner:
         self.rate, self.clipping = learning_rate(config), parse_stages(config.clip_schedule, "Clipping over time")
         groups = trainee.groups(is_auto(config.learning_rate) and not finds_own_rate(config.optimizer))
         self.optimizer = make_optimizer(config.optimizer, config.optimizer_arguments, groups)
-        self.denoiser, self._prepared = accelerator.prepare(Denoiser(trainee), self.optimizer)
+        self.alone = Denoiser(trainee)  # passes without gradients go through it, in whichever process
+        self.denoiser, self._prepared = prepare(accelerator, self.alone, self.optimizer, trainee.skips)
         self.average = Average(self.network, config.ema_decay) if config.ema_decay else None
         self.warnings: list[str] = []
         if averages_weights(self.optimizer):
@@ -69,13 +71,16 @@ class Learner:
             group["lr"] = rate * group["rate_scale"]
         return self.optimizer.param_groups[0]["lr"]
 
+    def gathering(self, last: bool) -> AbstractContextManager[None]:
+        """Within it a pass and its backward add to the gradients; those of several processes meet in the step's last part."""
+        return nullcontext() if last else self.accelerator.no_sync(self.denoiser)
+
     def update(self, step: int) -> None:
         """Changes the weights by their gradients, once all of the step's batches have given theirs."""
-        if self.accelerator.sync_gradients:
-            self._clip(stage_at(self.clipping, step))
+        self._clip(stage_at(self.clipping, step))
         self._prepared.step()
         self._prepared.zero_grad()
-        if self.average is not None and self.accelerator.sync_gradients:
+        if self.average is not None:
             self.average.update(step)
 
     def _clip(self, share: float) -> None:

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from .trainer import HypernetworkTrainer, Progress
 
 
-def show(trainer: HypernetworkTrainer, events: Iterable[Progress]) -> Progress | None:
-    """Prints a run's events as they come and gives the last one. Ctrl+C once stops and saves, twice interrupts."""
+def show(trainer: HypernetworkTrainer, events: Iterable[Progress], silent: bool = False) -> Progress | None:
+    """Prints a run's events as they come, unless it is to be `silent`, and gives the last one. Ctrl+C once stops and saves, twice interrupts."""
     bars: dict[str, tqdm] = {}
     last = None
-    with _stop_on_interrupt(trainer):
+    with _stop_on_interrupt(trainer, silent):
         try:
             for last in events:
-                _show(last, bars)
+                if not silent:
+                    _show(last, bars)
         finally:
             for bar in bars.values():
                 bar.close()
@@ -54,9 +55,10 @@ def _show(event: Progress, bars: dict[str, tqdm]) -> None:
 
 
 @contextmanager
-def _stop_on_interrupt(trainer: HypernetworkTrainer) -> Iterator[None]:
+def _stop_on_interrupt(trainer: HypernetworkTrainer, silent: bool) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
-        tqdm.write("Stopping after this step and saving; press Ctrl+C again to end at once.", file=sys.stderr)
+        if not silent:
+            tqdm.write("Stopping after this step and saving; press Ctrl+C again to end at once.", file=sys.stderr)
         trainer.stop()
         signal.signal(signal.SIGINT, before)
 

@@ -22,6 +22,7 @@ from .learner import Learner
 from .networks import training_metadata
 from .objective import Objective
 from .plan import seed_for
+from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
 from .trainees import Trainee
 
@@ -72,6 +73,8 @@ class Run:
         self.report_every = 1 if self.host.device.type == "cpu" else REPORT_EVERY
         samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
         self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every)
+        self.main = accelerator.is_main_process  # it alone writes and draws
+        self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
@@ -87,27 +90,31 @@ class Run:
             self.step = self.saved_step = state["step"]
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
-        self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
+        self.accelerator.wait_for_everyone()  # all have read what is about to change
+        if self.main:
+            about = {"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}
+            self.folder.begin(about, self.step)
 
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
+        make_alike(self.accelerator, self.network)  # what was learned beforehand may differ in the last bit
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
         self.recovery.begin(self.step, self.learner.state())
-        if self._due(self.config.validation_every, at_start=True):
+        if self.config.validation_every and self.step == 0:
             yield self._validate()
             self.recovery.measured(self.validation_loss)
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not self.orders.ending:
+        while self.step < self.steps and not self.agreed.ending:
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
             clock.tick()
             if self.step % self.report_every == 0 or self._saving:
-                loss = self._mean_loss(losses)
+                loss = self._look(losses)
                 losses.clear()
                 if trouble := self._trouble(loss):
                     yield self._go_back(trouble)
@@ -115,10 +122,10 @@ class Run:
                         break
                     clock.steps_left = self.steps - self.step
                     continue
-                self.folder.add_row(Row(self.step, loss, None, rate))
+                self._note(Row(self.step, loss, None, rate))
                 yield Progress("step", self.step, self.steps, loss=loss, rate=rate, seconds_left=clock.seconds_left())
             with clock.paused():
-                if self._due(self.config.validation_every):
+                if self._reached(self.config.validation_every):
                     yield self._validate()
                 self._remember()
                 if self._due(self.config.preview_every):
@@ -133,28 +140,35 @@ class Run:
         often = (self.config.checkpoint_every, self.config.validation_every)
         return self.step == self.steps or any(every and self.step % every == 0 for every in often)
 
+    def _reached(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.steps)
+
     def _due(self, every: int, at_start: bool = False) -> bool:
-        if not every or not self.accelerator.is_main_process:
-            return False
-        return self.step == 0 if at_start else (self.step % every == 0 or self.step == self.steps)
+        """Whether it is time, and this process's turn, for what one of them does for all."""
+        return self.main and (bool(every) and self.step == 0 if at_start else self._reached(every))
+
+    def _note(self, row: Row) -> None:
+        if self.main:
+            self.folder.add_row(row)
 
     def _train_step(self) -> Tensor:
         """One update of the weights; gives the loss without waiting for the device."""
-        total = torch.zeros((), device=self.host.device)
-        with _seeded(seed_for(self.config.seed, self.step, 0, "dropout"), self.host.device):
-            for micro_step in range(self.config.gradient_accumulation):
-                with self.accelerator.accumulate(self.learner.denoiser):
-                    loss = self._loss(self.batches.at(self.step, micro_step))
+        total, count = torch.zeros((), device=self.host.device), self.config.gradient_accumulation
+        with _seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
+            for micro_step in range(count):
+                with self.learner.gathering(last=micro_step == count - 1):
+                    loss = self._loss(self.batches.at(self.step, micro_step)) / count
                     self.accelerator.backward(loss)
-                    self.learner.update(self.step)
-                total += loss.detach() / self.config.gradient_accumulation
+                total += loss.detach()
+        self.learner.update(self.step)
         return total
 
     def _loss(self, batch: Batch) -> Tensor:
         noisy = self.objective.noisy(batch)
         kept = self._kept(noisy, batch) if self.objective.keeps(batch) else None
         with self.accelerator.autocast():
-            predicted, penalty = self.learner.denoiser(noisy, batch)
+            denoiser = self.learner.denoiser if torch.is_grad_enabled() else self.learner.alone
+            predicted, penalty = denoiser(noisy, batch)
         return self.objective.loss(predicted, batch, kept) + self.trainee.penalty * penalty
 
     def _kept(self, noisy: Tensor, batch: Batch) -> Tensor:
@@ -162,10 +176,15 @@ class Run:
         with torch.no_grad(), self.trainee.resting(), self.accelerator.autocast():
             return self.host.predict(noisy, batch.timesteps, batch.conditioning, batch.sizes)
 
-    def _mean_loss(self, losses: list[Tensor]) -> float:
-        """Of all processes, so that they decide alike."""
+    def _look(self, losses: list[Tensor]) -> float:
+        """The mean loss of all processes. They hear as well what any of them was told, so that they decide alike."""
         loss = torch.stack(losses).mean()
-        return float(self.accelerator.reduce(loss, "mean") if self.accelerator.num_processes > 1 else loss)
+        told = [float(order.is_set()) for order in (self.orders.stop, self.orders.cancel)]
+        mean, stop, cancel = mean_over_all(self.accelerator, torch.cat([loss[None], loss.new_tensor(told)])).tolist()
+        for order, asked in ((self.agreed.stop, stop), (self.agreed.cancel, cancel)):
+            if asked:
+                order.set()
+        return mean
 
     def _trouble(self, loss: float) -> str:
         """What is wrong with the step at hand, empty where nothing is. Weights are looked at before they are saved or remembered."""
@@ -198,7 +217,8 @@ class Run:
             snapshot, self.exhausted = self.recovery.best, True
         self.learner.restore(snapshot.state)
         self.step, self.validation_loss = snapshot.step, snapshot.validation_loss
-        self.folder.forget_after(self.step)
+        if self.main:
+            self.folder.forget_after(self.step)
         if self.saved_step > self.step:  # or a resumed run would go on from weights that were given up
             self._save_state()
         if self.exhausted:
@@ -208,13 +228,16 @@ class Run:
         return Progress("warning", failed, self.steps, message=f"{trouble} at step {failed}: {then}")
 
     def _validate(self) -> Progress:
-        """Mean weighted loss on pictures that are never trained on, at fixed timesteps and noise."""
-        with self.learner.shown(), torch.no_grad():
-            losses = [self._loss(batch) for batch in self.batches.validation()]
-        if not losses:
+        """Mean weighted loss on pictures that are never trained on, at fixed timesteps and noise. Each process takes some of the batches."""
+        batches = self.batches.validation()
+        if not batches:
             return Progress("validation", self.step, self.steps)
-        self.validation_loss = float(torch.stack(losses).mean())
-        self.folder.add_row(Row(self.step, None, self.validation_loss, None))
+        share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self.learner.shown(), torch.no_grad():
+            losses = [self._loss(batch) for batch in share]
+        total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
+        self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
+        self._note(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
 
     def _preview(self) -> Progress:
@@ -258,16 +281,25 @@ class Run:
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
-        if self.orders.cancel.is_set():
+        if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
-        self._checkpoint()
-        written = self._save_network()
+        written = told_by_main(self.accelerator, self._save_all() if self.main else self._settle())
         kind = "finished" if self.step >= self.steps else "stopped"
         return Progress(
             kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
             pictures=self.last_previews, path=written[0],
         )
+
+    def _save_all(self) -> list[Path]:
+        self._checkpoint()
+        return self._save_network()
+
+    def _settle(self) -> None:
+        """What is left to do for a process that writes nothing."""
+        self._refuse_damaged()
+        self._describe()
+        self.learner.settle()
 
     def _save_network(self) -> list[Path]:
         """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written."""

@@ -22,6 +22,7 @@ from .files import check_name
 from .host import Host
 from .learner import check_options
 from .objective import Objective
+from .processes import any_of, make_accelerator
 from .run import Orders, Progress, Run, raw_path
 from .trainees import Network, Trainee, check_trainable, trainee_for
 
@@ -74,18 +75,22 @@ class HypernetworkTrainer:
         self._check_free(trainee, folder, resume, overwrite)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
-        dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
-        yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
-        accelerator = _accelerator(self.config, host.device)
-        batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
-        if not (yield from self._preparing(batches.prepare())):
+        accelerator = make_accelerator(self.config.mixed_precision, host.device)
+        with accelerator.main_process_first():  # what it encodes the others find on the disk
+            dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
+            yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
+            batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
+            yield from self._preparing(batches.prepare())
+        if (yield from self._cancelled(accelerator)):
             return
         run = Run(self._orders, trainee, accelerator, batches, folder, objective)
         run.begin(resume)
         self.hypernetwork = run.network
         yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings])
-        if run.network.step == run.step == 0 and not (yield from self._preparing(trainee.learn_beforehand(batches))):
-            return
+        if run.network.step == run.step == 0:
+            yield from self._preparing(trainee.learn_beforehand(batches))
+            if (yield from self._cancelled(accelerator)):
+                return
         try:
             with host.training(self.config.gradient_checkpointing), attached(host.unet, [trainee.edit]):
                 yield from run.events()
@@ -94,13 +99,18 @@ class HypernetworkTrainer:
                 f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
             ) from None
 
-    def _preparing(self, work: Iterator[tuple[int, int, str]]) -> Generator[Progress, None, bool]:
-        """Tells of what goes before the first step; whether it came to its end."""
+    def _preparing(self, work: Iterator[tuple[int, int, str]]) -> Iterator[Progress]:
+        """Tells of what goes before the first step, until it is done or the run is told to end."""
         for done, total, what in work:
             yield Progress("preparing", done, total, what)
             if self._orders.ending:
-                yield Progress("cancelled", message="Cancelled before the first step.")
-                return False
+                break
+
+    def _cancelled(self, accelerator: Any) -> Generator[Progress, None, bool]:
+        """Whether the run was told to end before its first step, and a word of it."""
+        if not any_of(accelerator, self._orders.ending):
+            return False
+        yield Progress("cancelled", message="Cancelled before the first step.")
         return True
 
     def _check_free(self, trainee: Trainee, folder: RunFolder, resume: bool, overwrite: bool) -> None:
@@ -113,21 +123,6 @@ class HypernetworkTrainer:
             raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
         if self.config.ema_decay and raw.exists() and not (overwrite or before.get("ema_decay")):
             raise NameTaken(f"There is a file {raw.name} already; replace it, choose another name, or turn off Average of weights (ema_decay).")
-
-
-def _accelerator(config: TrainingConfig, device: torch.device) -> Any:
-    """A new accelerator on the host's device. Its process-wide state is forgotten first, or a second run in one process would keep the
-    first one's precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    for state in (AcceleratorState, GradientState):
-        state._reset_state()
-    if PartialState._shared_state and not torch.distributed.is_initialized():
-        PartialState._reset_state()
-    return Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation, cpu=device.type == "cpu"
-    )
 
 
 def _standalone_host() -> Host:

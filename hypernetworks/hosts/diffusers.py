@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import tempfile
 import threading
 import warnings
@@ -69,7 +70,7 @@ class DiffusersHost:
     ) -> None:
         self.path = EMBEDDED_MODEL if model is None else Path(model)
         self.folders = folders or Folders.below(Path.home() / "hypernetworks")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or _best_device())
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self._single_file = single_file.recognise(self.path) if self.path.is_file() else None
         self._pipeline_class = self._single_file.pipeline if self._single_file else model_folder.recognise(self.path)
@@ -322,6 +323,11 @@ class DiffusersHost:
     def report(self, text: str, step: int, steps: int) -> bool:
         """Nothing: the page and the command line show progress themselves."""
         return False
+
+
+def _best_device() -> str:
+    """The graphics card that the launcher of several processes has given to this one, else the first; the CPU where there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _check_whole(pipeline: Any, path: Path) -> Any:
