@@ -284,7 +284,7 @@ class Api:
         with self._model():
             network = new_network(self.host.unet, config)
             network.metadata.update(training_metadata(config, self.host.model, 0, None))
-        RunFolder(self.host.folders.runs, config.name).state_path.unlink(missing_ok=True)  # of another network of that name
+        RunFolder(self.host.folders.runs, config.name).forget_state()  # of another network of that name
         save(network, target, overwrite=overwrite)
         self.catalog.refresh()
         return target

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .dataset import Bucket, Picture, UnreadablePicture, bucket_of, crop_of, load_pixels
 from .errors import TrainingFailed
-from .files import write_atomically
 from .host import Conditioning, Host, PictureSize
+from .writing import write_atomically
 
 VERSION = 1  # of what lies between a picture's file and its latents; a new number makes all be encoded anew
 LARGEST_BATCH = 8
@@ -214,7 +214,8 @@ def _pixels(view: View) -> Tensor | UnreadablePicture:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary), size)
 
 
 def _is_whole(path: Path) -> bool:

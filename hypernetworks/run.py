@@ -25,6 +25,7 @@ from .plan import seed_for
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
 from .trainees import Trainee
+from .writing import clear_temporaries, write_atomically
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -81,19 +82,36 @@ class Run:
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
-        state = self.folder.load_state() if resume else None
-        self.trainee.begin(self.trainee.target if resume and state is None and self.trainee.target.exists() else None)
+        state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
+        self._clear_temporaries()
+        self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
         if state is not None:
-            self.learner.restore(state)
+            self._restore(state)
             self.step = self.saved_step = state["step"]
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
+            if state is None and there and not resume:
+                self._save_state()  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
+            elif state is None:
+                self.folder.forget_state()
             about = {"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}
             self.folder.begin(about, self.step)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.learner.restore(state)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # what torch raises for what does not fit
+            raise self.folder.unusable(f"it does not fit the network or the optimizer: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+    def _clear_temporaries(self) -> None:
+        """What a killed run of this name has left half written beside its network."""
+        target = self.trainee.target
+        for file in (target, target.with_suffix(".pt"), raw_path(target)):
+            clear_temporaries(file.parent, file.name)
 
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
@@ -261,7 +279,7 @@ class Run:
             except Interrupted:  # the host says so in `report`, too; the run is stopped there
                 break
             paths.append(self.folder.preview_path(self.step, number + 1))
-            picture.save(paths[-1])
+            write_atomically(paths[-1], picture.save)
         return paths
 
     def _checkpoint(self) -> Progress:
@@ -272,7 +290,7 @@ class Run:
             (path,) = self.trainee.save(self.folder.checkpoint_path(self.step))
         self._save_state()
         if self.config.checkpoints_kept:
-            self.folder.keep_checkpoints(self.config.checkpoints_kept)
+            self.folder.keep_checkpoints(self.config.checkpoints_kept, self.step)
         return Progress("checkpoint", self.step, self.steps, path=path)
 
     def _save_state(self) -> None:
