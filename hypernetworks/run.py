@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, Batches
+from .best import Best
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig, plain
@@ -72,9 +73,12 @@ class Run:
         self.report_every = 1 if self.host.device.type == "cpu" else REPORT_EVERY
         samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
         self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every)
+        self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
+        self.settled = False  # validation does not get better any more
+        self.warnings: list[str] = []
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
@@ -87,6 +91,9 @@ class Run:
             self.step = self.saved_step = state["step"]
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+        if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
+            self.warnings.append("No picture is held out, so there is no best validation: use more pictures, or a larger Held-out share (validation_share).")
+        self.best.begin(self.step, state.get("best") if state is not None else None)
         self.folder.begin({"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}, self.step)
 
     def events(self) -> Iterator[Progress]:
@@ -101,7 +108,7 @@ class Run:
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not self.orders.ending:
+        while self.step < self.steps and not (self.orders.ending or self.settled):
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
@@ -120,6 +127,7 @@ class Run:
             with clock.paused():
                 if self._due(self.config.validation_every):
                     yield self._validate()
+                self.settled = self._has_settled()
                 self._remember()
                 if self._due(self.config.preview_every):
                     yield self._preview()
@@ -211,11 +219,24 @@ class Run:
         """Mean weighted loss on pictures that are never trained on, at fixed timesteps and noise."""
         with self.learner.shown(), torch.no_grad():
             losses = [self._loss(batch) for batch in self.batches.validation()]
-        if not losses:
-            return Progress("validation", self.step, self.steps)
-        self.validation_loss = float(torch.stack(losses).mean())
+            if not losses:
+                return Progress("validation", self.step, self.steps)
+            self.validation_loss = float(torch.stack(losses).mean())
+            self.best.measured(self.step, self.validation_loss, self.network.state_dict)
+        if self.learner.average is not None:
+            self.best.beside(self.step, self.network.state_dict)
         self.folder.add_row(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
+
+    def _has_settled(self) -> bool:
+        """Whether the run is to end since validation has not got better; only the main process measures, and all decide alike."""
+        if not self.best.patience or self.step % self.config.validation_every:
+            return False
+        settled = self.best.has_waited(self.step)
+        if self.accelerator.num_processes == 1:
+            return settled
+        told = torch.tensor(float(settled and self.accelerator.is_main_process), device=self.host.device)
+        return bool(self.accelerator.reduce(told, "sum"))
 
     def _preview(self) -> Progress:
         """Pictures of the preview prompts, each time from the same noise."""
@@ -254,7 +275,7 @@ class Run:
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery})
+        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery, "best": self.best.state()})
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
@@ -262,22 +283,37 @@ class Run:
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
         self._checkpoint()
-        written = self._save_network()
-        kind = "finished" if self.step >= self.steps else "stopped"
+        kept = self.best.weights is not None and self.best.step != self.step
+        if kept:
+            self._describe_best()
+        written = self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
+        kind = "finished" if self.settled or self.step >= self.steps else "stopped"
         return Progress(
-            kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
+            kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],
         )
 
-    def _save_network(self) -> list[Path]:
-        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written."""
+    def _ending(self, written: list[Path], kept: bool) -> str:
+        early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
+        which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
+        return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
+
+    def _save_network(self, weights: Mapping[str, Any] | None, raw_weights: Mapping[str, Any] | None) -> list[Path]:
+        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written.
+
+        Weights that are given take the place of those of the last step.
+        """
         raw = []
         if self.learner.average is not None:
+            if raw_weights is not None:
+                self.network.load_state_dict(raw_weights)
             target = raw_path(self.trainee.target)
             self.network.name = target.stem
             raw = self.trainee.save(target)
             self.network.name = self.config.name
         self.learner.settle()
+        if weights is not None:
+            self.network.load_state_dict(weights)
         return [*self.trainee.save(self.trainee.target), *raw]
 
     def _refuse_damaged(self) -> None:
@@ -288,6 +324,11 @@ class Run:
         self.network.name, self.network.step = self.config.name, self.step
         preview = self.last_previews[0] if self.last_previews else None
         self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview))
+
+    def _describe_best(self) -> None:
+        """The file is of an earlier step; a run that goes on does so from the last one."""
+        self.network.step = self.best.step
+        self.network.metadata.update({"last_step": str(self.step), "validation_loss": f"{self.best.loss:.6g}"})
 
 
 def raw_path(target: Path) -> Path:

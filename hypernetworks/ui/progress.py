@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from ..jobs import Job
+from ..jobs import ENDINGS, Job
 from .markup import duration, escape, note
 
 Points = Sequence[tuple[float, float]]
@@ -28,7 +28,8 @@ def status(job: Job | None) -> str:
         return nothing("idle")
     state = state_of(job)
     warnings = "".join(note(warning, "warning") for warning in job.warnings)
-    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + warnings + _chart_of(job))
+    ending = job.last.message if state in ENDINGS and job.last is not None else ""
+    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + note(ending, "hint") + warnings + _chart_of(job))
 
 
 def nothing(state: str = "unknown") -> str:

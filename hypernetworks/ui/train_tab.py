@@ -13,6 +13,7 @@ from ..errors import ConfigError, HypernetworkError
 from ..files import check_name, describe
 from ..host import Host
 from ..jobs import Job, Jobs
+from ..networks import steps_done
 from ..presets import PRESETS
 from ..resuming import options_to_resume
 from . import compatibility, progress
@@ -194,7 +195,7 @@ class TrainTab:
         file = self._file(config.name)
         if not file.exists() or not RunFolder(self.host.folders.runs, config.name).state_path.exists():
             return
-        done = describe(file).step
+        done = steps_done(describe(file))
         if done >= config.max_steps:
             raise ConfigError(f"{config.name} has done its {done:,} steps. To go on, raise Steps (step 2), for example to {2 * done:,}.")
 
