@@ -72,6 +72,19 @@ def test_pictures_are_sent_a_run_is_started_watched_and_its_file_described(servi
     assert str(service.folders.data) not in json.dumps([started.json(), job, details])
 
 
+def test_presets_are_listed_saved_and_deleted(service):
+    shipped = set(service.get("/presets").json())
+    saved = service.post("/presets", {"name": "mine", "preset": "Subject", "max_steps": 33, "dataset": "striped"})
+    assert saved.status_code == 200 and saved.json()["mine"]["options"]["max_steps"] == 33
+    assert saved.json()["mine"]["options"]["target_layers"] == ["attn2"] and "dataset" not in saved.json()["mine"]["options"]
+    assert set(service.get("/presets").json()) == shipped | {"mine"}
+    assert service.post("/presets", {"name": "mine"}).status_code == 409
+    assert service.post("/presets", {"name": "Style", "overwrite": True}).status_code == 409
+    assert service.post("/create", {"name": "new", "preset": "mine"}).json()["metadata"]["settings"].count('"max_steps": 33') == 1
+    assert set(service.post("/presets/delete", {"name": "mine"}).json()) == shipped
+    assert service.post("/presets/delete", {"name": "mine"}).status_code == 422
+
+
 def test_a_zip_is_taken_as_it_is(service):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

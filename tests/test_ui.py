@@ -183,7 +183,7 @@ def text(html):
 def test_every_option_has_one_input_and_the_untouched_page_means_the_preset_that_it_shows(page):
     form = page.train.form
     assert set(form.inputs) == set(options(TrainingConfig))
-    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.preset.value].values)
+    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.presets.preset.value].values)
 
 
 def test_element_ids_are_our_own_and_unique(page):
@@ -227,7 +227,7 @@ def test_a_free_port_is_taken():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_options_and_puts_the_others_back(page, name):
-    shown = dict(zip(page.train._preset_names(), page.train.choose_preset(name)[1:], strict=True))
+    shown = dict(zip(page.train.presets.names(), page.train.presets.choose(name)[1:], strict=True))
     values = page.train.form.values(raw(page.train, **{"max_steps": 7, "layer_norm": True} | shown))
     assert read(TrainingConfig, values) == read(TrainingConfig, preset(name))
 
@@ -236,6 +236,21 @@ def test_a_preset_is_found_in_any_case_and_a_wrong_name_gets_a_hint():
     assert preset("a1111-compatible")["per_layer"] is False
     with pytest.raises(ConfigError, match="'Style'"):
         preset("styles")
+
+
+def test_a_preset_of_ones_own_is_saved_chosen_and_deleted(page):
+    box, form = page.train.presets, raw(page.train, name="birds", max_steps=7, seed=3)
+    chosen, help, _ = box.save("my birds", False, *form)
+    assert chosen["value"] == "my birds" and "my birds" in chosen["choices"] and "my birds is saved" in text(help) and "Steps 7" in text(help)
+    shown = dict(zip(box.names(), box.choose("my birds")[1:], strict=True))
+    assert shown["max_steps"] == 7 and "seed" not in shown and "name" not in shown
+    assert "already" in text(box.save("my birds", False, *form)[1])
+    assert box.save("my birds", True, *raw(page.train, max_steps=8))[2] is False  # replacing is asked for each time
+    assert named(page, page.train.poll(""))["hypernetworks_preset"]["choices"][-1] == "my birds"
+    for name in ("Style", "nothing"):
+        assert 'role="alert"' in box.delete(name)[1]
+    assert "my birds" not in box.delete("my birds")[0]["choices"]
+    assert "value" not in box.choose("my birds")[1]  # nothing changes
 
 
 # --- pictures

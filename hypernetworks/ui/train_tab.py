@@ -17,14 +17,13 @@ from ..networks import steps_done
 from ..presets import PRESETS
 from ..resuming import options_to_resume
 from . import compatibility, progress
-from .markup import escape, note
+from .markup import note
 from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
+from .preset_box import FIRST, PresetBox
 from .result import card, lora_card, write_pt
 
-FIRST_PRESET = next(iter(PRESETS))  # is chosen, and its values are shown, in a new page
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
-OWN = ("name", "dataset", "shared_caption", "description", "preview_prompts", "seed")  # options that no preset touches
 ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
 
 RESUMING = "() => [window.hypernetworks ? window.hypernetworks.resuming() : '']"
@@ -41,7 +40,8 @@ class TrainTab:
 
     def __init__(self, host: Host, jobs: Jobs) -> None:
         self.host, self.jobs = host, jobs
-        self.form = OptionsForm(TrainingConfig, values=PRESETS[FIRST_PRESET].values)
+        self.form = OptionsForm(TrainingConfig, values=PRESETS[FIRST].values)
+        self.presets = PresetBox(host, self.form)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=440):
                 self.pictures = PicturesStep(host, self.form)
@@ -55,12 +55,8 @@ class TrainTab:
         gr.HTML("<h3>2 · Name and options</h3><p>A name and a preset are enough; everything else has a value that works.</p>")
         with gr.Row():
             self.form.add("name", min_width=200)
-            self.preset = gr.Dropdown(
-                choices=list(PRESETS), value=FIRST_PRESET, label="Preset", min_width=200, elem_id="hypernetworks_preset",
-                info="What is to be learned; sets the options below.",
-            )  # fmt: skip
-            self.preset.do_not_save_to_config = True  # a web UI would keep it without the options that it sets (modules/ui_loadsave.py)
-        self.preset_help = gr.HTML(_preset_help(FIRST_PRESET), elem_id="hypernetworks_preset_help")
+            self.presets.choice()
+        self.presets.own()
         with gr.Row():
             self.form.add("max_steps", "batch_size", min_width=200)
         for group in dict.fromkeys(option.group for option in self.form.options.values()):
@@ -113,21 +109,13 @@ class TrainTab:
         filled = [self.note, self.taken, *self.form.inputs.values()]
         resumed = self.resume_button.click(self.resume, [self.resuming], filled, show_progress="hidden", **compatibility.script(RESUMING))
         resumed.then(None, None, None, **compatibility.script(SHOW_NOTE))
-        changed = [self.form.inputs[name] for name in self._preset_names()]
-        self.preset.change(self.choose_preset, [self.preset], [self.preset_help, *changed], show_progress="hidden")
+        self.presets.wire()
 
     @property
     def _polled(self) -> list[Any]:
         buttons = [self.train_button, self.stop_button, self.cancel_button]
         results = [self.previews, self.card, self.result, self.pt_button, self.downloads, self.result_note, self.trained_name]
-        return [self.status, self.seen, *buttons, *results]
-
-    def _preset_names(self) -> list[str]:
-        return [name for name in self.form.inputs if name not in OWN]
-
-    def choose_preset(self, preset: str) -> list[Any]:
-        """Sets every option that a preset may touch, to the preset's value or the default."""
-        return [_preset_help(preset), *self.form.shown(PRESETS[preset].values, self._preset_names())]
+        return [self.status, self.seen, self.presets.preset, *buttons, *results]
 
     def train(self, edits: str, *raw: Any) -> list[Any]:
         """Starts a run, or asks what is to happen to the one of that name."""
@@ -220,12 +208,13 @@ class TrainTab:
         """The run as it is now. What this page has shown before (`seen`) is not sent again, but for the status."""
         job = self.jobs.current
         state = progress.state_of(job)
-        now = "" if job is None else f"{job.number} {state} {len(job.previews)}"
+        now = state if job is None else f"{job.number} {state} {len(job.previews)}"
         if now == seen:
             return [progress.status(job), *[gr.update()] * (len(self._polled) - 1)]
         running = state == "running"
         buttons = [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=running)]
-        return [progress.status(job), now, *buttons, _gallery(job), *self._result(job, running)]
+        presets = gr.update() if seen else self.presets.refreshed()
+        return [progress.status(job), now, presets, *buttons, _gallery(job), *self._result(job, running)]
 
     def _result(self, job: Job | None, running: bool) -> list[Any]:
         """Card, its buttons, downloads, a note beside them, and the name of the new network."""
@@ -251,10 +240,6 @@ class TrainTab:
         except HypernetworkError as error:
             return [gr.update(), note(str(error))]
         return [gr.update(value=[str(path), str(pt)]), note(f"{pt.name} is among the downloads; A1111 finds it in its folder models/hypernetworks.", "good")]
-
-
-def _preset_help(preset: str) -> str:
-    return f'<p class="hypernetworks-preset">{escape(PRESETS[preset].help)}</p>'
 
 
 def _gallery(job: Job | None) -> Any:
