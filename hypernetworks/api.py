@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
-from .api_bodies import configuration, option_schema, schema, split, text_of
+from .api_bodies import configuration, option_schema, schema, split, text_of, whole
 from .config import ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import AccessRefused, ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 
@@ -56,7 +56,7 @@ def router(parts: ApiParts) -> APIRouter:
     for path, handler in {
         "/version": api.version, "/options": api.options, "/presets": api.presets,
         "/networks": api.networks, "/network": api.network, "/pictures": api.pictures,
-        "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
+        "/queue": api.queue, "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
     }.items():  # fmt: skip
         routes.get(path, handler)
     routes.post("/create", api.create, schema(OPTIONS, OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
@@ -65,6 +65,10 @@ def router(parts: ApiParts) -> APIRouter:
     routes.post("/refine", api.refine, schema(options(RefineConfig)), LARGEST_REFERENCE)
     routes.post("/references", api.keep_reference, schema({}, reference=(str, "")), LARGEST_REFERENCE)
     routes.post("/train", api.train, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
+    routes.post("/queue", api.enqueue, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
+    routes.post("/queue/move", api.move_in_queue, schema({}, number=(int, 0), to=(int, 0)))
+    routes.post("/queue/remove", api.remove_from_queue, schema({}, number=(int, 0)))
+    routes.post("/queue/hold", api.hold_queue, schema({}, held=(bool, False)))
     routes.post("/presets", api.save_preset, schema(OPTIONS, preset=(str, ""), overwrite=(bool, False)))
     routes.post("/presets/delete", api.delete_preset, schema({}, name=(str, "")))
     routes.post("/jobs/{number}/stop", api.stop)
@@ -208,6 +212,32 @@ class Api:
         values, flags = split(body, "resume", "overwrite")
         return self._told(self._start(self._training(values), **flags))
 
+    def queue(self) -> dict[str, Any]:
+        """The runs that wait, in order, and how the last ones came out."""
+        return api_answers.queue(self.jobs, self.sentence)
+
+    def enqueue(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Puts a run at the end of the queue, where it begins at once if nothing else does. Takes what `train` takes."""
+        values, flags = split(body, "resume", "overwrite")
+        self.jobs.add(self._allowed(self._training(values), **flags), **flags)
+        return self.queue()
+
+    def move_in_queue(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Moves the run with the number `number` to the place `to` among those that wait, counted from 0."""
+        self.jobs.queue.move(whole(body, "number"), whole(body, "to"))
+        return self.queue()
+
+    def remove_from_queue(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Takes the run with the number `number` out of the queue, or forgets one that has ended."""
+        self.jobs.queue.remove(whole(body, "number"))
+        return self.queue()
+
+    def hold_queue(self, body: dict[str, Any]) -> dict[str, Any]:
+        """With `held` no further run begins by itself, without it they do again."""
+        self.jobs.queue.hold(split(body, "held")[1]["held"])
+        self.jobs.go_on()
+        return self.queue()
+
     def runs(self) -> list[dict[str, Any]]:
         """The run that is going on, or else the last one, without its curves and previews; none before the first."""
         job = self.jobs.current
@@ -269,6 +299,10 @@ class Api:
         return self._training({**sdapi.network_options(describe(path)), **values})
 
     def _start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
+        return self.jobs.start(self._allowed(config, resume, overwrite), resume=resume, overwrite=overwrite)
+
+    def _allowed(self, config: TrainingConfig, resume: bool, overwrite: bool) -> TrainingConfig:
+        """The configuration with the folders that a client means. Raises for what it may not ask for, or what is there already."""
         from .files import check_name
 
         check_name(config.name)
@@ -279,7 +313,7 @@ class Api:
             folders["regularization"] = str(self._pictures(config.regularization))
         if not (resume or overwrite):
             self._check_free(config.name)
-        return self.jobs.start(dataclasses.replace(config, **folders), resume=resume, overwrite=overwrite)
+        return dataclasses.replace(config, **folders)
 
     def _training(self, values: Mapping[str, Any]) -> TrainingConfig:
         """The options of training, on top of those of the preset where one is named. Raises `ConfigError`."""

@@ -14,12 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40  # its margins
 
 
 def state_of(job: Job | None) -> str:
-    """"idle", "running", "failed", or how the run ended: "finished", "stopped" or "cancelled"."""
+    """That of the run, or "idle" where there is none."""
     if job is None:
         return "idle"
-    if job.running:
-        return "running"
-    return "failed" if job.error or job.last is None else job.last.kind
+    return job.state
 
 
 def status(job: Job | None) -> str:

@@ -1,6 +1,7 @@
 """The tab "Train Hypernetwork": pictures, a name, options, a button; then the run itself, and the file that comes out."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .markup import note
 from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
 from .preset_box import FIRST, PresetBox
+from .queue_box import QueueBox
 from .result import card, lora_card, write_pt
 
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
@@ -72,8 +74,10 @@ class TrainTab:
             self.keep_button = gr.Button("Neither", min_width=120, elem_id="hypernetworks_keep")
         with gr.Row():
             self.train_button = gr.Button("Train", variant="primary", min_width=120, elem_id="hypernetworks_train")
+            self.queue_button = gr.Button("Add to queue", min_width=120, elem_id="hypernetworks_add_to_queue")
             self.stop_button = gr.Button("Stop and save", interactive=False, min_width=120, elem_id="hypernetworks_stop")
             self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
+        self.queue = QueueBox(self.jobs, self.form)
 
     def _build_results(self) -> None:
         self.status = gr.HTML(progress.nothing(), elem_id="hypernetworks_status")
@@ -98,7 +102,9 @@ class TrainTab:
         self.pictures.wire()
         inputs = [self.pictures.edits, *self.form.inputs.values()]
         asked = [self.note, self.taken]
-        for button, start in ((self.train_button, self.train), (self.continue_button, self.go_on), (self.replace_button, self.replace)):
+        for button, start in (
+            (self.train_button, self.train), (self.queue_button, self.enqueue), (self.continue_button, self.go_on), (self.replace_button, self.replace),
+        ):  # fmt: skip
             begun = button.click(start, inputs, asked, **compatibility.script(EDITS_FIRST))
             begun.then(self.poll, [self.seen], self._polled, show_progress="hidden")
         self.keep_button.click(lambda: ["", gr.update(visible=False)], None, asked)
@@ -110,27 +116,35 @@ class TrainTab:
         resumed = self.resume_button.click(self.resume, [self.resuming], filled, show_progress="hidden", **compatibility.script(RESUMING))
         resumed.then(None, None, None, **compatibility.script(SHOW_NOTE))
         self.presets.wire()
+        self.queue.wire(self.note)
 
     @property
     def _polled(self) -> list[Any]:
         buttons = [self.train_button, self.stop_button, self.cancel_button]
         results = [self.previews, self.card, self.result, self.pt_button, self.downloads, self.result_note, self.trained_name]
-        return [self.status, self.seen, self.presets.preset, *buttons, *results]
+        return [self.status, self.seen, self.presets.preset, *self.queue.shown, *buttons, *results]
 
     def train(self, edits: str, *raw: Any) -> list[Any]:
         """Starts a run, or asks what is to happen to the one of that name."""
+        return self._begin(self.jobs.start, edits, raw)
+
+    def enqueue(self, edits: str, *raw: Any) -> list[Any]:
+        """Puts a run into the queue, or asks what is to happen to the one of that name."""
+        return self._begin(self.jobs.add, edits, raw)
+
+    def _begin(self, begin: Callable[[TrainingConfig], Any], edits: str, raw: tuple[Any, ...]) -> list[Any]:
         try:
             config = self._config(edits, raw)
             taken = self._taken(config)
             if taken:
                 return [note(taken, "warning"), gr.update(visible=True)]
-            self.jobs.start(config)
+            begin(config)
         except HypernetworkError as error:
             return [note(str(error)), gr.update(visible=False)]
         return ["", gr.update(visible=False)]
 
     def go_on(self, edits: str, *raw: Any) -> list[Any]:
-        """Continues the run of that name."""
+        """Continues the run of that name, in its turn where another one is going on."""
         return self._start_taken(edits, raw, resume=True)
 
     def replace(self, edits: str, *raw: Any) -> list[Any]:
@@ -150,7 +164,8 @@ class TrainTab:
             config = self._config(edits, raw)
             if how.get("resume"):
                 self._check_steps_left(config)
-            self.jobs.start(config, **how)
+            busy = self.jobs.current is not None and self.jobs.current.running
+            (self.jobs.add if busy else self.jobs.start)(config, **how)
         except HypernetworkError as error:
             return [note(str(error)), gr.update()]
         return ["", gr.update(visible=False)]
@@ -208,13 +223,13 @@ class TrainTab:
         """The run as it is now. What this page has shown before (`seen`) is not sent again, but for the status."""
         job = self.jobs.current
         state = progress.state_of(job)
-        now = state if job is None else f"{job.number} {state} {len(job.previews)}"
+        now = f"{self.jobs.queue.changes} " + (state if job is None else f"{job.number} {state} {len(job.previews)}")
         if now == seen:
             return [progress.status(job), *[gr.update()] * (len(self._polled) - 1)]
         running = state == "running"
         buttons = [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=running)]
         presets = gr.update() if seen else self.presets.refreshed()
-        return [progress.status(job), now, presets, *buttons, _gallery(job), *self._result(job, running)]
+        return [progress.status(job), now, presets, *self.queue.now(), *buttons, _gallery(job), *self._result(job, running)]
 
     def _result(self, job: Job | None, running: bool) -> list[Any]:
         """Card, its buttons, downloads, a note beside them, and the name of the new network."""
