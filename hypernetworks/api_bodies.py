@@ -38,6 +38,14 @@ def text_of(values: Mapping[str, Any], name: str, default: str = "") -> str:
     return value
 
 
+def whole(values: Mapping[str, Any], name: str) -> int:
+    """The whole number of that name. Raises `ConfigError` for another kind of value, or none."""
+    value = values.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} cannot be {value!r}: it takes a whole number.")
+    return value
+
+
 def schema(known: Mapping[str, Option], names: Collection[str] | None = None, **more: tuple[type, Any]) -> dict[str, Any]:
     """JSON schema of a body with these of the options, all by default, and what else it takes."""
     others = {name: {"type": _KINDS[kind], "default": default} for name, (kind, default) in more.items()}

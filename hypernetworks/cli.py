@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from . import __version__, processes
 from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
+from .config_files import read_config
 from .errors import ConfigError, HypernetworkError
 from .host import Folders
 
@@ -76,7 +76,7 @@ def _demo(parsed: argparse.Namespace) -> None:
 def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", _train, "Train a hypernetwork. Options come from CONFIG (TOML or JSON); flags go before it.")
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML or JSON file with any of the options below")
-    parser.add_argument("--preset", default=None, help="start from the options of a preset (see the tab for their names)")
+    parser.add_argument("--preset", default=None, help="start from the options of a preset, one that ships or your own (see the tab for their names)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run with this name")
     parser.add_argument("--overwrite", action="store_true", help="replace a hypernetwork that has this name")
     groups: dict[str, Any] = {}
@@ -95,40 +95,13 @@ def _add_option(group: Any, option: Option) -> None:
     group.add_argument(option.flag, help=text, **names)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The values of a TOML or JSON file. Raises `ConfigError` that names the file and what is wrong with it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            values = json.loads(text)
-        else:
-            values = _toml().loads(text)
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # both readers' errors and wrong encodings are ValueErrors
-        raise ConfigError(f"The configuration {path} is no valid {'JSON' if path.suffix.lower() == '.json' else 'TOML'}: {error}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"The configuration {path} must hold names and values.")
-    return values
-
-
-def _toml() -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib
-    import tomli
-
-    return tomli
-
-
 def training_config(parsed: argparse.Namespace) -> TrainingConfig:
     """Preset, then file, then flags: what comes later counts."""
     values: dict[str, Any] = {}
     if parsed.preset:
-        from .presets import preset
+        from .user_presets import UserPresets
 
-        values |= preset(parsed.preset)
+        values |= UserPresets(Folders.below(parsed.home)).values(parsed.preset)
     if parsed.config:
         values |= read_config(parsed.config)
     values |= {name: getattr(parsed, name) for name in options(TrainingConfig) if hasattr(parsed, name)}

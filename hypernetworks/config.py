@@ -293,6 +293,11 @@ class TrainingConfig:
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    early_stop: int = option(
+        0, "Early stop", "End after so many validations in a row without a lower loss on the held-out pictures; 0: never before the last step.",
+        minimum=0, maximum=10_000, group="Watching", advanced=True)
+    keep_best: bool = option(
+        False, "Keep the best", "The file holds the weights of the lowest validation loss, not those of the last step.", group="Watching", advanced=True)
     checkpoints_kept: int = option(0, "Checkpoints kept", "The newest so many stay as files, to be used as networks; 0: all. A run goes on from the last in any case.", minimum=0, maximum=10_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
-from .config import TrainingConfig
+from .config import TrainingConfig, options
 from .ema import Average
 from .errors import ConfigError
 from .optimizers import (
@@ -41,6 +41,10 @@ def check_options(config: TrainingConfig) -> None:
     parse_stages(config.clip_schedule, "Clipping over time")
     find_optimizer(config.optimizer)
     read_arguments(config.optimizer_arguments)
+    for name in ("early_stop", "keep_best"):
+        if getattr(config, name) and not (config.validation_every and config.validation_share):
+            label = options(TrainingConfig)[name].label
+            raise ConfigError(f"{label} ({name}) needs validations: set Validate every (validation_every) and Held-out share (validation_share).")
 
 
 class Learner:

@@ -15,7 +15,7 @@ from torch import nn
 from .attention import network_widths
 from .config import TrainingConfig, plain
 from .errors import ConfigError
-from .files import preview_text
+from .files import FileFacts, preview_text
 from .host import ModelFacts
 from .legacy import LARGEST
 from .residual import ResidualHypernetwork, ResidualStructure
@@ -81,6 +81,12 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         with Image.open(preview) as picture:
             metadata["preview"] = preview_text(picture)
     return metadata
+
+
+def steps_done(facts: FileFacts) -> int:
+    """How far the run went that a file came out of, which may hold the weights of an earlier step (keep_best)."""
+    last = facts.metadata.get("last_step", "")
+    return int(last) if last.isascii() and last.isdecimal() and len(last) < 12 else facts.step
 
 
 def _without_places(config: TrainingConfig) -> dict[str, str]:

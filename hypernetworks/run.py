@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, Batches
+from .best import Best
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig, plain
@@ -76,9 +77,12 @@ class Run:
         self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every)
         self.main = accelerator.is_main_process  # it alone writes and draws
         self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
+        self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
+        self.settled = False  # validation does not get better any more
+        self.warnings: list[str] = []
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
@@ -92,6 +96,9 @@ class Run:
             self.step = self.saved_step = state["step"]
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+        if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
+            self.warnings.append("No picture is held out, so there is no best validation: use more pictures, or a larger Held-out share (validation_share).")
+        self.best.begin(self.step, state.get("best") if state is not None else None)
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
             if state is None and there and not resume:
@@ -126,7 +133,7 @@ class Run:
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not self.agreed.ending:
+        while self.step < self.steps and not (self.agreed.ending or self.settled):
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
@@ -145,6 +152,7 @@ class Run:
             with clock.paused():
                 if self._reached(self.config.validation_every):
                     yield self._validate()
+                self.settled = self.step < self.steps and self._reached(self.config.validation_every) and self.best.has_waited(self.step)
                 self._remember()
                 if self._due(self.config.preview_every):
                     yield self._preview()
@@ -253,8 +261,11 @@ class Run:
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.learner.shown(), torch.no_grad():
             losses = [self._loss(batch) for batch in share]
-        total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
-        self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
+            total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
+            self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
+            self.best.measured(self.step, self.validation_loss, self.network.state_dict)
+        if self.learner.average is not None:
+            self.best.beside(self.step, self.network.state_dict)
         self._note(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
 
@@ -295,39 +306,58 @@ class Run:
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery})
+        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery, "best": self.best.state()})
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
-        written = told_by_main(self.accelerator, self._save_all() if self.main else self._settle())
-        kind = "finished" if self.step >= self.steps else "stopped"
+        kept = self.best.weights is not None and self.best.step != self.step
+        written = told_by_main(self.accelerator, self._save_all(kept) if self.main else self._settle(kept))
+        kind = "finished" if self.settled or self.step >= self.steps else "stopped"
         return Progress(
-            kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
+            kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],
         )
 
-    def _save_all(self) -> list[Path]:
+    def _save_all(self, kept: bool) -> list[Path]:
+        """Writes the checkpoint and the network, with the weights of the best validation where these are `kept`."""
         self._checkpoint()
-        return self._save_network()
+        if kept:
+            self._describe_best()
+        return self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
 
-    def _settle(self) -> None:
+    def _settle(self, kept: bool) -> None:
         """What is left to do for a process that writes nothing."""
         self._refuse_damaged()
         self._describe()
         self.learner.settle()
+        if kept:
+            self._describe_best()
+            self.network.load_state_dict(self.best.weights)
 
-    def _save_network(self) -> list[Path]:
-        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written."""
+    def _ending(self, written: list[Path], kept: bool) -> str:
+        early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
+        which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
+        return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
+
+    def _save_network(self, weights: Mapping[str, Any] | None, raw_weights: Mapping[str, Any] | None) -> list[Path]:
+        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written.
+
+        Weights that are given take the place of those of the last step.
+        """
         raw = []
         if self.learner.average is not None:
+            if raw_weights is not None:
+                self.network.load_state_dict(raw_weights)
             target = raw_path(self.trainee.target)
             self.network.name = target.stem
             raw = self.trainee.save(target)
             self.network.name = self.config.name
         self.learner.settle()
+        if weights is not None:
+            self.network.load_state_dict(weights)
         return [*self.trainee.save(self.trainee.target), *raw]
 
     def _refuse_damaged(self) -> None:
@@ -338,6 +368,11 @@ class Run:
         self.network.name, self.network.step = self.config.name, self.step
         preview = self.last_previews[0] if self.last_previews else None
         self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview))
+
+    def _describe_best(self) -> None:
+        """The file is of an earlier step; a run that goes on does so from the last one."""
+        self.network.step = self.best.step
+        self.network.metadata.update({"last_step": str(self.step), "validation_loss": f"{self.best.loss:.6g}"})
 
 
 def raw_path(target: Path) -> Path:

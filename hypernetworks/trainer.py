@@ -86,7 +86,7 @@ class HypernetworkTrainer:
         run = Run(self._orders, trainee, accelerator, batches, folder, objective)
         run.begin(resume)
         self.hypernetwork = run.network
-        yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings])
+        yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
         if run.network.step == run.step == 0:
             yield from self._preparing(trainee.learn_beforehand(batches))
             if (yield from self._cancelled(accelerator)):

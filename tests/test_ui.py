@@ -32,6 +32,7 @@ from hypernetworks.repeats import read_pictures
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 from hypernetworks.ui import app, dataset_check, markup, progress, result
 from hypernetworks.ui.condition_inputs import ConditionInputs
+from hypernetworks.waiting import Queue
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,11 +130,12 @@ def page(built, tmp_path):
     """The page on a machine where nothing has happened yet."""
     built.host.begin(tmp_path)
     built.trainer.begin()
-    built.jobs.current = None
+    built.jobs.current, built.jobs.queue = None, Queue(lambda: built.host.folders)
     catalog = Catalog(built.host.folders.networks)
     built.generate.rows.catalog, built.generate.session = catalog, Session(catalog)
     built.generate.rows.questions.catalog = catalog
     yield built
+    built.jobs.queue.hold()
     built.trainer.gate.set()
     if built.jobs.current:
         built.jobs.current.wait(10)
@@ -183,7 +185,7 @@ def text(html):
 def test_every_option_has_one_input_and_the_untouched_page_means_the_preset_that_it_shows(page):
     form = page.train.form
     assert set(form.inputs) == set(options(TrainingConfig))
-    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.preset.value].values)
+    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.presets.preset.value].values)
 
 
 def test_element_ids_are_our_own_and_unique(page):
@@ -227,7 +229,7 @@ def test_a_free_port_is_taken():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_options_and_puts_the_others_back(page, name):
-    shown = dict(zip(page.train._preset_names(), page.train.choose_preset(name)[1:], strict=True))
+    shown = dict(zip(page.train.presets.names(), page.train.presets.choose(name)[1:], strict=True))
     values = page.train.form.values(raw(page.train, **{"max_steps": 7, "layer_norm": True} | shown))
     assert read(TrainingConfig, values) == read(TrainingConfig, preset(name))
 
@@ -236,6 +238,21 @@ def test_a_preset_is_found_in_any_case_and_a_wrong_name_gets_a_hint():
     assert preset("a1111-compatible")["per_layer"] is False
     with pytest.raises(ConfigError, match="'Style'"):
         preset("styles")
+
+
+def test_a_preset_of_ones_own_is_saved_chosen_and_deleted(page):
+    box, form = page.train.presets, raw(page.train, name="birds", max_steps=7, seed=3)
+    chosen, help, _ = box.save("my birds", False, *form)
+    assert chosen["value"] == "my birds" and "my birds" in chosen["choices"] and "my birds is saved" in text(help) and "Steps 7" in text(help)
+    shown = dict(zip(box.names(), box.choose("my birds")[1:], strict=True))
+    assert shown["max_steps"] == 7 and "seed" not in shown and "name" not in shown
+    assert "already" in text(box.save("my birds", False, *form)[1])
+    assert box.save("my birds", True, *raw(page.train, max_steps=8))[2] is False  # replacing is asked for each time
+    assert named(page, page.train.poll(""))["hypernetworks_preset"]["choices"][-1] == "my birds"
+    for name in ("Style", "nothing"):
+        assert 'role="alert"' in box.delete(name)[1]
+    assert "my birds" not in box.delete("my birds")[0]["choices"]
+    assert "value" not in box.choose("my birds")[1]  # nothing changes
 
 
 # --- pictures
@@ -541,6 +558,60 @@ def test_cancel_asks_first(page):
     assert page.jobs.current.running
     page.train.cancel(True)
     assert page.jobs.current.wait(10)
+
+
+# --- the queue
+
+
+def test_runs_wait_in_a_table_whose_buttons_move_edit_and_remove_them(page, trainer):
+    for name in ("birds", "crows", "wrens"):
+        note, row = page.train.enqueue("", *raw(page.train, name=name, dataset="x", max_steps=len(name), flip=name == "wrens"))
+        assert note == "" and not row["visible"]
+    assert page.jobs.current.config.name == "birds" and page.jobs.current.running
+    shown = named(page, page.train.poll(""))
+    words = text(shown["hypernetworks_queue"])
+    assert "2 runs wait" in words and words.index("crows") < words.index("wrens") and "Mirror pictures on" in words and "birds" not in words
+    second, third = (one.number for one in page.jobs.queue.waiting)
+    box = page.train.queue
+    said, html, _ = box.act(f"up {third}")
+    assert said == "" and text(html).index("wrens") < text(html).index("crows")
+    note, html, _, *values = box.edit(f"edit {second}")
+    assert "crows, which is out of the queue" in note and "crows" not in html
+    assert read(TrainingConfig, page.train.form.values(values)).name == "crows"
+    assert 'role="alert"' in box.act(f"down {second}")[0] and 'role="alert"' in box.edit("edit x")[0]
+    assert box.act(f"remove {third}")[1] == "" and page.jobs.queue.waiting == []
+
+
+def test_a_held_queue_says_so_and_starts_when_told(page):
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.train.enqueue("", *raw(page.train, name="crows", dataset="x"))
+    html, button = page.train.queue.hold()
+    assert "held" in text(html) and button["value"] == "Start the queue" and button["visible"]
+    page.trainer.gate.set()
+    assert page.jobs.current.wait(10) and page.jobs.current.config.name == "birds"
+    html, button = page.train.queue.hold()
+    assert page.jobs.current.config.name == "crows" and not button["visible"]
+    assert page.jobs.current.wait(10)
+    html, _ = page.train.queue.now()
+    assert "No run waits" in text(html) and 'data-ended="failed"' in html  # the stand-in ends without a word
+
+
+def test_a_name_of_the_queue_cannot_bring_its_own_html(page):
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.train.enqueue("", *raw(page.train, name="a&b 'c'", dataset="x", learning_rate="<script>1e-4</script>"))
+    html = page.train.queue.now()[0]
+    assert "<script" not in html and "a&amp;b" in html
+    ElementTree.fromstring(html.replace("<br>", "<br/>").replace(" disabled>", ">"))
+
+
+def test_what_is_to_replace_a_network_waits_for_its_turn(page, host):
+    save(network(), host.folders.networks / "birds.safetensors")
+    page.train.train("", *raw(page.train, name="crows", dataset="x"))
+    note, row = page.train.enqueue("", *raw(page.train, name="birds", dataset="x"))
+    assert "exists already" in note and row["visible"] and page.jobs.queue.waiting == []
+    page.train.replace("", *raw(page.train, name="birds", dataset="x"))
+    (one,) = page.jobs.queue.waiting
+    assert one.config.name == "birds" and one.overwrite
 
 
 # --- words and drawings

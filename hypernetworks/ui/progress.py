@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from ..jobs import Job
+from ..jobs import ENDINGS, Job
 from .markup import duration, escape, note
 
 Points = Sequence[tuple[float, float]]
@@ -14,12 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40  # its margins
 
 
 def state_of(job: Job | None) -> str:
-    """"idle", "running", "failed", or how the run ended: "finished", "stopped" or "cancelled"."""
+    """That of the run, or "idle" where there is none."""
     if job is None:
         return "idle"
-    if job.running:
-        return "running"
-    return "failed" if job.error or job.last is None else job.last.kind
+    return job.state
 
 
 def status(job: Job | None) -> str:
@@ -28,7 +26,8 @@ def status(job: Job | None) -> str:
         return nothing("idle")
     state = state_of(job)
     warnings = "".join(note(warning, "warning") for warning in job.warnings)
-    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + warnings + _chart_of(job))
+    ending = job.last.message if state in ENDINGS and job.last is not None else ""
+    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + note(ending, "hint") + warnings + _chart_of(job))
 
 
 def nothing(state: str = "unknown") -> str:
