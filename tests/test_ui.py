@@ -260,7 +260,7 @@ def test_a_preset_of_ones_own_is_saved_chosen_and_deleted(page):
 
 def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures):
     (pictures / "broken.png").write_bytes(b"not a picture")
-    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "")
+    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "residual", "")
     words = text(html)
     assert "3 pictures , 1 without a caption." in words
     assert html.count("<figure>") == 3 and "a robin</textarea>" in html
@@ -270,25 +270,25 @@ def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures)
 
 
 def test_the_check_keeps_a_name_that_was_given(page, pictures):
-    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "mine")[3], str)
+    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "residual", "mine")[3], str)
 
 
 @pytest.mark.parametrize(
     ("folder", "sentence"), [("", "Give a folder of pictures"), ("/nowhere/at all", "There is no folder /nowhere/at all.")]
 )
 def test_a_wrong_folder_is_one_sentence(page, folder, sentence):
-    html = page.train.pictures.check(folder, "", 0, 64, "")[0]
+    html = page.train.pictures.check(folder, "", 0, 64, "residual", "")[0]
     assert sentence in text(html) and 'role="alert"' in html
 
 
 def test_a_wrong_option_is_one_sentence(page, pictures):
-    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "")[0]
+    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "residual", "")[0]
 
 
 def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
     Image.new("RGB", (64, 64)).save(pictures / "x<b>&'.png")
     (pictures / "x<b>&'.txt").write_text("</textarea><script>alert(1)</script>")
-    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "")[0]
+    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "residual", "")[0]
     assert not re.search("<(script|b|i)>", html)
     tree = ElementTree.fromstring(re.sub(r"<img([^>]*)>", r"<img\1/>", html))
     assert "</textarea><script>alert(1)</script>" in [field.text for field in tree.iter("textarea")]
@@ -297,26 +297,40 @@ def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
 def test_edited_captions_go_into_text_files_beside_the_pictures(page, pictures):
     (pictures / "two crows.TXT").write_text("crows")
     edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": " a wren \n", "two crows.png": "three crows"}})
-    html, _ = page.train.pictures.save(edits, str(pictures), "", 0, 64)
+    html, _ = page.train.pictures.save(edits, str(pictures), "", 0, 64, "residual")
     assert "2 captions saved." in html
     assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren\n"
     assert [picture.caption for picture in read_folder(pictures).pictures] == ["a wren", "a robin", "three crows"]
 
 
+def test_a_generators_pictures_are_checked_folder_by_folder_and_captioned_there(page, tmp_path):
+    for place in ("ink/1", "ink/2", "oil/1", "oil/2", "oil/3", "single/1"):
+        (tmp_path / "styles" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "styles" / f"{place}.png")
+    (tmp_path / "styles" / "empty").mkdir()
+    about = [str(tmp_path / "styles"), "", 64, 64, "generator"]
+    html, *_ = page.train.pictures.check(*about, "")
+    assert "5 pictures in 2 folders , 5 without a caption" in text(html)
+    assert re.findall(r'data-picture="([^"]+)"', html) == ["ink/1.png", "oil/1.png", "ink/2.png", "oil/2.png", "oil/3.png"]
+    assert "A single picture is no group, so it is left out: single." in text(html)
+    page.train.pictures.save(json.dumps({"folder": about[0], "captions": {"oil/1.png": "a boat"}}), *about)
+    assert (tmp_path / "styles" / "oil" / "1.txt").read_text() == "a boat\n" and not (tmp_path / "styles" / "ink" / "1.txt").exists()
+
+
 def write_captions(page, folder, edits=""):
     page.train.pictures.begin_captions()
-    return page.train.pictures.write_captions(edits, str(folder), "", 0, 64, progress=lambda *_, **__: None)
+    return page.train.pictures.write_captions(edits, str(folder), "", 0, 64, "residual", progress=lambda *_, **__: None)
 
 
 def test_captions_are_offered_where_the_host_describes_pictures_and_some_need_it(page, host, pictures):
     def offer():
-        return page.train.pictures.check(str(pictures), "", 0, 64, "")[2]
+        return page.train.pictures.check(str(pictures), "", 0, 64, "residual", "")[2]
 
     assert not offer()["visible"]
     host.captioner = lambda image: "a wren"
     assert offer()["visible"] and offer()["value"] == "Write captions for 1 picture"
     edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": "a wren"}})
-    assert not page.train.pictures.save(edits, str(pictures), "", 0, 64)[1]["visible"]
+    assert not page.train.pictures.save(edits, str(pictures), "", 0, 64, "residual")[1]["visible"]
 
 
 def test_captions_are_written_and_shown_to_be_edited(page, host, pictures):
@@ -413,13 +427,13 @@ def test_a_page_that_may_not_name_paths_takes_only_pictures_that_were_sent(page,
     (folder, _), elsewhere = page.train.pictures.drop([str(file) for file in pictures.glob("*.png")]), str(pictures)
     assert "/" not in folder and (host.folders.pictures / folder).is_dir()
     for asked in (elsewhere, "..", "../pictures/" + folder, str(host.folders.pictures / folder)):
-        refused, *_ = page.train.pictures.check(asked, "", None, None, "")
+        refused, *_ = page.train.pictures.check(asked, "", None, None, "residual", "")
         assert "no folder of pictures" in refused and 'role="alert"' in refused
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=folder, regularization=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
-    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "")[0]
+    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "residual", "")[0]
     page.train.train("", *raw(page.train, name="birds", dataset=folder))
     assert Path(trainer.config.dataset) == host.folders.pictures / folder
 

@@ -179,7 +179,7 @@ class TrainTab:
         values["dataset"] = str(self.pictures.path(values["dataset"]))
         if values["regularization"].strip():
             values["regularization"] = str(self.pictures.path(values["regularization"]))
-        self.pictures.save_edits(edits)
+        self.pictures.save_edits(edits, values["kind"])
         return read(TrainingConfig, values)
 
     def _taken(self, config: TrainingConfig) -> str:
