@@ -26,7 +26,7 @@ from .plan import seed_for
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
 from .trainees import Trainee
-from .writing import clear_temporaries, write_atomically
+from .writing import check_space, clear_temporaries, make_folder, write_atomically
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -91,6 +91,7 @@ class Run:
         self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
+        self._check_space()
         if state is not None:
             self._restore(state)
             self.step = self.saved_step = state["step"]
@@ -113,6 +114,13 @@ class Run:
             self.learner.restore(state)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # what torch raises for what does not fit
             raise self.folder.unusable(f"it does not fit the network or the optimizer: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+    def _check_space(self) -> None:
+        """Raises `DiskFull` where there is no room for a checkpoint, before hours of training have come to nothing: a file of the network,
+        and in the state its weights, two averages of gradients as Adam keeps them, and the average of the weights."""
+        make_folder(self.host.folders.runs)
+        size = sum(parameter.nbytes for parameter in self.network.parameters())
+        check_space(self.host.folders.runs, size * (5 if self.learner.average is not None else 4), f"A checkpoint of {self.config.name}")
 
     def _clear_temporaries(self) -> None:
         """What a killed run of this name has left half written beside its network."""

@@ -44,8 +44,8 @@ def append(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes what was appended to a file last through a power cut."""
-    with suppress(FileNotFoundError), open(path, "rb+") as file:
+    """Makes what was appended to a file last through a power cut. Raises `DiskFull`, and `TrainingFailed` where that cannot be."""
+    with saying_why(path), suppress(FileNotFoundError), open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -53,7 +53,7 @@ def check_space(folder: Path, size: int, what: str) -> None:
     """Raises `DiskFull` where the disk of `folder` has no room for `size` bytes."""
     if size and size > (free := shutil.disk_usage(folder).free):
         raise DiskFull(
-            f"{what} was not saved: it takes {megabytes(size)} and the disk of {folder} has {megabytes(free)} left. "
+            f"{what} cannot be saved: it takes {megabytes(size)} and the disk of {folder} has {megabytes(free)} left. "
             "Free some space and save again."
         )
 
