@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,20 @@ class Batch:
     area: Tensor | None = None
     perturbation: Tensor | None = None
     regular: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The samples from `start` on and before `stop`."""
+        places = range(len(self))[start:stop]
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Conditioning):
+                return value.rows(places)
+            return value.select(places) if isinstance(value, Condition) else None if value is None else value[start:stop]
+
+        return Batch(*(cut(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 class Batches:

@@ -261,6 +261,9 @@ class TrainingConfig:
         "float32", "File's precision", "fp16 and bf16 halve the file; the weights in training, and what a run goes on from, stay float32.",
         choices=("float32", "fp16", "bf16"), group="Training", advanced=True)
     gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for more time.", group="Training", advanced=True)
+    optimizer_offload: bool = option(
+        False, "Optimizer off the graphics card", "What the optimizer remembers stays in the machine's memory between steps: less of the graphics card's for a little more time.",
+        group="Training", advanced=True)
     seed: int = option(0, "Seed", "The same seed, pictures and options give the same network.", minimum=0, maximum=2**63 - 1, group="Training")
 
     loss: str = option("mse", "Loss", "What is minimised.", choices=("mse", "huber", "l1", "log_cosh"), group="Loss")

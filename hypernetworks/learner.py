@@ -12,6 +12,7 @@ from .batches import Batch
 from .config import TrainingConfig, options
 from .ema import Average
 from .errors import ConfigError
+from .memory import Offload
 from .optimizers import (
     averages_weights,
     evaluating,
@@ -60,6 +61,7 @@ class Learner:
         self.optimizer = make_optimizer(config.optimizer, config.optimizer_arguments, groups)
         self.alone = Denoiser(trainee)  # passes without gradients go through it, in whichever process
         self.denoiser, self._prepared = prepare(accelerator, self.alone, self.optimizer, trainee.skips)
+        self.offload = Offload(self.optimizer) if config.optimizer_offload else None
         self.average = Average(self.network, config.ema_decay) if config.ema_decay else None
         self.warnings: list[str] = []
         if averages_weights(self.optimizer):
@@ -82,10 +84,15 @@ class Learner:
     def update(self, step: int) -> None:
         """Changes the weights by their gradients, once all of the step's batches have given theirs."""
         self._clip(stage_at(self.clipping, step))
-        self._prepared.step()
-        self._prepared.zero_grad()
+        with self.offload.at_hand() if self.offload is not None else nullcontext():
+            self._prepared.step()
+        self.forget_gradients()
         if self.average is not None:
             self.average.update(step)
+
+    def forget_gradients(self) -> None:
+        """A step begins anew."""
+        self._prepared.zero_grad()
 
     def _clip(self, share: float) -> None:
         """accelerate unscales fp16 gradients first; A1111 clips the scaled ones (hypernetwork.py:713-716)."""

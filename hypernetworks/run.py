@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import Batch, Batches
+from .attention import attached
+from .batches import VALIDATION_TIMESTEPS, Batch, Batches
 from .best import Best
 from .checkpoint import Row, RunFolder
 from .clock import Clock
@@ -20,6 +21,7 @@ from .config import TrainingConfig, plain
 from .errors import Interrupted, TrainingFailed
 from .host import GenerationRequest
 from .learner import Learner
+from .memory import Room
 from .networks import training_metadata
 from .objective import Objective
 from .plan import seed_for
@@ -60,7 +62,7 @@ class Orders:
 
 
 class Run:
-    """A run in progress. `begin` comes first, then `events`."""
+    """A run in progress. `begin` comes first, then `events` within `at_work`."""
 
     def __init__(
         self, orders: Orders, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder, objective: Objective
@@ -78,6 +80,10 @@ class Run:
         self.main = accelerator.is_main_process  # it alone writes and draws
         self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
         self.best = Best(config.early_stop, config.validation_every, config.keep_best)
+        self.room = Room(
+            self.host.device, max(config.batch_size, VALIDATION_TIMESTEPS), config.gradient_checkpointing, self._checkpoint_activations,
+            divisible=accelerator.num_processes == 1,
+        )
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
@@ -95,6 +101,7 @@ class Run:
         if state is not None:
             self._restore(state)
             self.step = self.saved_step = state["step"]
+            self.room.restore(state.get("room", self.room.state))
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
@@ -128,6 +135,17 @@ class Run:
         for file in (target, target.with_suffix(".pt"), raw_path(target)):
             clear_temporaries(file.parent, file.name)
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within it the model is fit for training, and the network is at work on it."""
+        with ExitStack() as self._work:
+            self._work.enter_context(self.host.training(self.room.checkpointing))
+            self._work.enter_context(attached(self.host.unet, [self.trainee.edit]))
+            yield
+
+    def _checkpoint_activations(self) -> None:
+        self._work.enter_context(self.host.training(gradient_checkpointing=True))
+
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
@@ -146,6 +164,7 @@ class Run:
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
             clock.tick()
+            yield from self._told_of_room()
             if self.step % self.report_every == 0 or self._saving:
                 loss = self._look(losses)
                 losses.clear()
@@ -187,14 +206,22 @@ class Run:
 
     def _train_step(self) -> Tensor:
         """One update of the weights; gives the loss without waiting for the device."""
+        loss = self.room.fit(self._gather_gradients, self.config.batch_size, f"at step {self.step}")
+        self.learner.update(self.step)
+        return loss
+
+    def _gather_gradients(self) -> Tensor:
+        """Those of the step's batches; gives the loss."""
+        self.learner.forget_gradients()
         total, count = torch.zeros((), device=self.host.device), self.config.gradient_accumulation
         with _seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
             for micro_step in range(count):
-                with self.learner.gathering(last=micro_step == count - 1):
-                    loss = self._loss(self.batches.at(self.step, micro_step)) / count
-                    self.accelerator.backward(loss)
-                total += loss.detach()
-        self.learner.update(self.step)
+                batch = self.batches.at(self.step, micro_step)
+                for part in (parts := self.room.parts(batch)):
+                    with self.learner.gathering(last=micro_step == count - 1 and part is parts[-1]):
+                        loss = self._loss(part) * (len(part) / len(batch)) / count
+                        self.accelerator.backward(loss)
+                    total += loss.detach()
         return total
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -204,6 +231,10 @@ class Run:
             denoiser = self.learner.denoiser if torch.is_grad_enabled() else self.learner.alone
             predicted, penalty = denoiser(noisy, batch)
         return self.objective.loss(predicted, batch, kept) + self.trainee.penalty * penalty
+
+    def _whole_loss(self, batch: Batch) -> Tensor:
+        """That of a batch which may have to go through the model in parts."""
+        return torch.stack([self._loss(part) * (len(part) / len(batch)) for part in self.room.parts(batch)]).sum()
 
     def _kept(self, noisy: Tensor, batch: Batch) -> Tensor:
         """What the model itself predicts. It comes before the network's pass: what a pass made lives until the next one."""
@@ -235,6 +266,11 @@ class Run:
         validated = bool(every) and self.step % every == 0
         if self.recovery.ways and (validated or self.recovery.snapshot_due(self.step)):
             self.recovery.keep(self.step, self.learner.state, self.validation_loss if validated else None)
+
+    def _told_of_room(self) -> Iterator[Progress]:
+        """What had to be done for want of memory, once."""
+        while self.room.warnings:
+            yield Progress("warning", self.step, self.steps, message=self.room.warnings.pop(0))
 
     def _go_back(self, trouble: str) -> Progress:
         """To the last good weights, at half the rate; to the best ones, and to the end, where that was done as often as is allowed.
@@ -268,7 +304,7 @@ class Run:
             return Progress("validation", self.step, self.steps)
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.learner.shown(), torch.no_grad():
-            losses = [self._loss(batch) for batch in share]
+            losses = self.room.fit(lambda: [self._whole_loss(batch) for batch in share], VALIDATION_TIMESTEPS, "while validating")
             total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
             self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
             self.best.measured(self.step, self.validation_loss, self.network.state_dict)
@@ -314,7 +350,8 @@ class Run:
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery, "best": self.best.state()})
+        state = {"step": self.step, "recovery": recovery, "room": self.room.state, "best": self.best.state()}
+        self.folder.save_state(self.learner.state() | state)
         self.saved_step = self.step
 
     def _finish(self) -> Progress:

@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .attention import attached
 from .batches import left_out
 from .checkpoint import RunFolder
 from .config import TrainingConfig, read
@@ -21,6 +18,7 @@ from .errors import ConfigError, NameTaken, TrainingFailed
 from .files import check_name
 from .host import Host
 from .learner import check_options
+from .memory import is_out_of_memory, out_of_memory
 from .objective import Objective
 from .processes import any_of, make_accelerator
 from .run import Orders, Progress, Run, raw_path
@@ -92,12 +90,12 @@ class HypernetworkTrainer:
             if (yield from self._cancelled(accelerator)):
                 return
         try:
-            with host.training(self.config.gradient_checkpointing), attached(host.unet, [trainee.edit]):
+            with run.at_work():
                 yield from run.events()
-        except torch.cuda.OutOfMemoryError:
-            raise TrainingFailed(
-                f"The graphics card ran out of memory at step {run.step}; choose gradient checkpointing, a smaller batch or a lower resolution."
-            ) from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingFailed(out_of_memory(host.device, f"at step {run.step}")) from None
 
     def _preparing(self, work: Iterator[tuple[int, int, str]]) -> Iterator[Progress]:
         """Tells of what goes before the first step, until it is done or the run is told to end."""

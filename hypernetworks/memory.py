@@ -1,0 +1,134 @@
+"""The memory of the device that trains: what is free of it, what goes on when it is full, and an optimizer that keeps its state elsewhere."""
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .errors import TrainingFailed
+
+Found = TypeVar("Found")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was full: a graphics card's, Apple's, the machine's own."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process can still take of a device's memory; None where nobody can say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch holds it for its next tensors
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "cpu":
+        import psutil  # accelerate brings it
+
+        return psutil.virtual_memory().available
+    return None
+
+
+def clear(device: torch.device) -> None:
+    """What nobody holds any more is given back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class Room:
+    """How many samples go through the model at once, and whether its activations are computed anew for the backward pass (checkpointing).
+
+    Each time that the memory is full the samples are halved; single ones are checkpointed. A step has the same samples and gradients as
+    before, only in more parts.
+    """
+
+    def __init__(self, device: torch.device, samples: int, checkpointing: bool, checkpoint: Callable[[], None], divisible: bool = True) -> None:
+        """`checkpoint` switches it on. Not `divisible`: several processes have to go through as many parts."""
+        self.device, self.samples, self.checkpointing, self.divisible = device, samples, checkpointing, divisible
+        self._checkpoint = checkpoint
+        self.warnings: list[str] = []  # that nobody was told of yet
+
+    @property
+    def state(self) -> tuple[int, bool]:
+        """What a run that goes on begins with."""
+        return self.samples, self.checkpointing
+
+    def restore(self, state: tuple[int, bool]) -> None:
+        """Takes over what an earlier run found out, as long as it is less."""
+        self.samples, self.checkpointing = min(self.samples, state[0]), self.checkpointing or state[1]
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """The batch in as few parts as there is room for."""
+        return [batch.part(start, start + self.samples) for start in range(0, len(batch), self.samples)]
+
+    def fit(self, work: Callable[[], Found], samples: int, place: str) -> Found:
+        """What `work` gives, which takes batches of so many `samples` in parts; done again with less at once where the memory is full.
+
+        Raises `TrainingFailed` that names the `place` where nothing is left to be done.
+        """
+        made_room = False
+        while True:
+            try:
+                found = work()
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # here the handler is left, whose traceback holds all tensors of the pass that failed
+            self._make(samples, place)
+            made_room = True
+        if made_room:
+            self.warnings.append(self._sentence(samples, place))
+        return found
+
+    def _make(self, samples: int, place: str) -> None:
+        tried = min(self.samples, samples)
+        if not self.divisible or (tried == 1 and self.checkpointing):
+            raise TrainingFailed(out_of_memory(self.device, place))
+        if tried > 1:
+            self.samples = -(-tried // 2)
+        else:
+            self.checkpointing = True
+            self._checkpoint()
+        clear(self.device)
+
+    def _sentence(self, samples: int, place: str) -> str:
+        parts = f"each batch of {samples} goes through the model in parts of {self.samples}" if self.samples < samples else ""
+        checkpointing = "gradient checkpointing is on" if self.checkpointing else ""
+        return f"{_full(self.device)} {place}; from here {' and '.join(filter(None, (parts, checkpointing)))}. The result is the same, each step takes longer."
+
+
+def out_of_memory(device: torch.device, place: str) -> str:
+    """What is said where a run ends for want of memory."""
+    return f"{_full(device)} {place}; choose gradient checkpointing, a smaller batch or a lower resolution."
+
+
+def _full(device: torch.device) -> str:
+    return f"The {'graphics card' if device.type == 'cuda' else 'machine' if device.type == 'cpu' else 'device'} ran out of memory"
+
+
+class Offload:
+    """Keeps an optimizer's state in the machine's memory; on the device it is within `at_hand` only, for the step itself."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._moved: set[str] = set()  # names of what the optimizer itself wants on the device
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """The state is where the optimizer wants it within."""
+        for weight, state in self.optimizer.state.items():
+            for name in self._moved & state.keys():
+                state[name] = state[name].to(weight.device)
+        yield
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.device.type != "cpu":
+                    self._moved.add(name)
+                    state[name] = value.to("cpu")
