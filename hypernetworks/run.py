@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Run:
         self.exhausted = False  # every way back was taken
         self.settled = False  # validation does not get better any more
         self.warnings: list[str] = []
+        self.started, self.seconds_before = time.monotonic(), 0.0
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
@@ -89,6 +91,7 @@ class Run:
         if state is not None:
             self.learner.restore(state)
             self.step = self.saved_step = state["step"]
+            self.seconds_before = state.get("seconds", 0.0)
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
@@ -99,6 +102,7 @@ class Run:
     def events(self) -> Iterator[Progress]:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
+        self.started = time.monotonic()
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
         self.recovery.begin(self.step, self.learner.state())
@@ -134,6 +138,11 @@ class Run:
                 if self._due(self.config.checkpoint_every) and self.step < self.steps:
                     yield self._checkpoint()
         yield self._finish()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, without what goes before its first step and without pauses from which it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def _saving(self) -> bool:
@@ -275,7 +284,8 @@ class Run:
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery, "best": self.best.state()})
+        about = {"step": self.step, "recovery": recovery, "best": self.best.state(), "seconds": self.seconds}
+        self.folder.save_state(self.learner.state() | about)
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
@@ -288,6 +298,7 @@ class Run:
             self._describe_best()
         written = self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
         kind = "finished" if self.settled or self.step >= self.steps else "stopped"
+        self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3)})
         return Progress(
             kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],
