@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
-from .api_bodies import configuration, option_schema, schema, split, text_of, whole
+from .api_bodies import configuration, option_schema, schema, split, text_of
+from .api_queue import QueueApi, add_queue
 from .config import ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import AccessRefused, ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 
@@ -56,7 +57,7 @@ def router(parts: ApiParts) -> APIRouter:
     for path, handler in {
         "/version": api.version, "/options": api.options, "/presets": api.presets,
         "/networks": api.networks, "/network": api.network, "/pictures": api.pictures,
-        "/queue": api.queue, "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
+        "/jobs": api.runs, "/jobs/{number}": api.run, "/jobs/{number}/previews/{index}": api.preview,
     }.items():  # fmt: skip
         routes.get(path, handler)
     routes.post("/create", api.create, schema(OPTIONS, OF_A_NETWORK, preset=(str, ""), overwrite=(bool, False)))
@@ -65,10 +66,7 @@ def router(parts: ApiParts) -> APIRouter:
     routes.post("/refine", api.refine, schema(options(RefineConfig)), LARGEST_REFERENCE)
     routes.post("/references", api.keep_reference, schema({}, reference=(str, "")), LARGEST_REFERENCE)
     routes.post("/train", api.train, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
-    routes.post("/queue", api.enqueue, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
-    routes.post("/queue/move", api.move_in_queue, schema({}, number=(int, 0), to=(int, 0)))
-    routes.post("/queue/remove", api.remove_from_queue, schema({}, number=(int, 0)))
-    routes.post("/queue/hold", api.hold_queue, schema({}, held=(bool, False)))
+    add_queue(routes, QueueApi(parts.jobs, api.sentence, api.training, api.allowed), OPTIONS)
     routes.post("/presets", api.save_preset, schema(OPTIONS, preset=(str, ""), overwrite=(bool, False)))
     routes.post("/presets/delete", api.delete_preset, schema({}, name=(str, "")))
     routes.post("/jobs/{number}/stop", api.stop)
@@ -123,7 +121,7 @@ class Api:
     def save_preset(self, body: dict[str, Any]) -> dict[str, Any]:
         """Saves options of training as a preset called `name`; `preset` is the one to start from, `overwrite` allows to replace one's own."""
         values, flags = split(body, "overwrite")
-        name = self._presets.save(text_of(values, "name"), self._training(values), flags["overwrite"])
+        name = self._presets.save(text_of(values, "name"), self.training(values), flags["overwrite"])
         return {name: self.presets()[name]}
 
     def delete_preset(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class Api:
         values, flags = split(body, "overwrite")
         if other := [name for name in values if name in OPTIONS and name not in OF_A_NETWORK]:
             raise ConfigError(f"{other[0]} says nothing about an untrained network; it takes {', '.join(OF_A_NETWORK)}.")
-        config = self._training(values)
+        config = self.training(values)
         self._create(config, flags["overwrite"])
         return self.network(config.name)
 
@@ -210,33 +208,7 @@ class Api:
     def train(self, body: dict[str, Any]) -> dict[str, Any]:
         """Starts a run in the background. Takes the options of training, `preset`, `resume` and `overwrite`; gives the job."""
         values, flags = split(body, "resume", "overwrite")
-        return self._told(self._start(self._training(values), **flags))
-
-    def queue(self) -> dict[str, Any]:
-        """The runs that wait, in order, and how the last ones came out."""
-        return api_answers.queue(self.jobs, self.sentence)
-
-    def enqueue(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Puts a run at the end of the queue, where it begins at once if nothing else does. Takes what `train` takes."""
-        values, flags = split(body, "resume", "overwrite")
-        self.jobs.add(self._allowed(self._training(values), **flags), **flags)
-        return self.queue()
-
-    def move_in_queue(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Moves the run with the number `number` to the place `to` among those that wait, counted from 0."""
-        self.jobs.queue.move(whole(body, "number"), whole(body, "to"))
-        return self.queue()
-
-    def remove_from_queue(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Takes the run with the number `number` out of the queue, or forgets one that has ended."""
-        self.jobs.queue.remove(whole(body, "number"))
-        return self.queue()
-
-    def hold_queue(self, body: dict[str, Any]) -> dict[str, Any]:
-        """With `held` no further run begins by itself, without it they do again."""
-        self.jobs.queue.hold(split(body, "held")[1]["held"])
-        self.jobs.go_on()
-        return self.queue()
+        return self._told(self._start(self.training(values), **flags))
 
     def runs(self) -> list[dict[str, Any]]:
         """The run that is going on, or else the last one, without its curves and previews; none before the first."""
@@ -274,7 +246,7 @@ class Api:
         """As A1111's create_hypernetwork: an untrained network with one pair per width."""
         try:
             values, flags = split(body, "overwrite_old")
-            path = self._create(self._training(sdapi.creation(values)), flags["overwrite_old"])
+            path = self._create(self.training(sdapi.creation(values)), flags["overwrite_old"])
         except HypernetworkError as error:
             return {"info": f"create hypernetwork error: {self.sentence(error)}"}
         return {"info": f"create hypernetwork filename: {self._shown(path)}"}
@@ -296,12 +268,12 @@ class Api:
         path = self._path(text_of(values, "name"))
         if path != self._target(path.stem):
             raise ConfigError(f"{self._file(path)} cannot be trained on: only a .safetensors directly in the models folder can; convert it first.")
-        return self._training({**sdapi.network_options(describe(path)), **values})
+        return self.training({**sdapi.network_options(describe(path)), **values})
 
     def _start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
-        return self.jobs.start(self._allowed(config, resume, overwrite), resume=resume, overwrite=overwrite)
+        return self.jobs.start(self.allowed(config, resume, overwrite), resume=resume, overwrite=overwrite)
 
-    def _allowed(self, config: TrainingConfig, resume: bool, overwrite: bool) -> TrainingConfig:
+    def allowed(self, config: TrainingConfig, resume: bool, overwrite: bool) -> TrainingConfig:
         """The configuration with the folders that a client means. Raises for what it may not ask for, or what is there already."""
         from .files import check_name
 
@@ -315,7 +287,7 @@ class Api:
             self._check_free(config.name)
         return dataclasses.replace(config, **folders)
 
-    def _training(self, values: Mapping[str, Any]) -> TrainingConfig:
+    def training(self, values: Mapping[str, Any]) -> TrainingConfig:
         """The options of training, on top of those of the preset where one is named. Raises `ConfigError`."""
         base = self._presets.values(text_of(values, "preset")) if "preset" in values else {}
         return configuration(TrainingConfig, {name: value for name, value in values.items() if name != "preset"}, base)

@@ -7,7 +7,7 @@ from typing import Any
 from .config import Option, options, read
 from .errors import ConfigError
 
-_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
 
 
 def split(body: Mapping[str, Any], *flags: str) -> tuple[dict[str, Any], dict[str, bool]]:

@@ -2,6 +2,7 @@
 
     config.json                     the options and the model
     loss.csv                        step, loss, validation_loss, rate
+    result.json                     how the run ended, and how long it took
     previews/step-000100-1.png      pictures by step
     checkpoints/step-000200.safetensors    the network as it was, a file like any other
     state.pt                        the last checkpoint's weights, optimizer and step: a run goes on from here
@@ -66,6 +67,7 @@ class RunFolder:
         for picture in self.previews():
             if _step(picture) > from_step:
                 picture.unlink()
+        self._result_path.unlink(missing_ok=True)
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
@@ -74,6 +76,23 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return {}
         return about if isinstance(about, dict) else {}
+
+    @property
+    def _result_path(self) -> Path:
+        return self.path / "result.json"
+
+    def note_result(self, about: Mapping[str, Any]) -> None:
+        """Notes how the run has ended."""
+        text = json.dumps(dict(about), indent=1, sort_keys=True)
+        write_atomically(self._result_path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def result(self) -> dict[str, Any]:
+        """What was noted at its end, empty before."""
+        try:
+            found = json.loads(self._result_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or damaged from outside
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def previews(self) -> list[Path]:
         """All previews, oldest first."""

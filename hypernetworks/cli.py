@@ -1,4 +1,4 @@
-"""The command line: `hypernetworks demo | train | generate | export | refine | inspect | convert | ui`."""
+"""The command line: `hypernetworks demo | train | sweep | generate | export | refine | inspect | convert | ui`."""
 from __future__ import annotations
 
 import argparse
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
+    for add in (_add_demo, _add_train, _add_sweep, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
         add(commands)
     return parser
 
@@ -121,6 +121,49 @@ def _train(parsed: argparse.Namespace) -> None:
     with host.exclusive():
         show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite), silent=not processes.is_main())
     processes.leave()
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = _command(commands, "sweep", _sweep, "Train once for every combination of the lists of values in CONFIG's table [sweep], and print a table.")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML or JSON file of options, with lists of values in its table [sweep]")
+    parser.add_argument("--preset", default=None, help="start from the options of a preset")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs that there are already")
+    parser.add_argument("--overwrite", action="store_true", help="replace hypernetworks that have the runs' names")
+
+
+def _sweep(parsed: argparse.Namespace) -> None:
+    from . import sweep
+    from .user_presets import UserPresets
+
+    values, lists = sweep.split(read_config(parsed.config))
+    host = _host(parsed)
+    base = UserPresets(host.folders).values(parsed.preset) if parsed.preset else {}
+    made = sweep.make({**base, **values}, lists)
+    if not made.runs[0].dataset:
+        raise ConfigError("Say which folder of pictures to train on: dataset in the configuration.")
+    sweep.keep(made, host.folders)
+    for number, config in enumerate(made.runs, 1):
+        print(f"Run {number} of {len(made.runs)}: {config.name}", flush=True)
+        ending = _run_of_sweep(config, host, parsed)
+        written = sweep.write_table(host.folders, made.name)
+        if ending == "stopped":
+            break
+    print(f"\n{sweep.markdown(sweep.outcomes(host.folders, made.name))}\n{written[0]}\n{written[1]}")
+
+
+def _run_of_sweep(config: TrainingConfig, host: Any, parsed: argparse.Namespace) -> str:
+    """How the run ended; one that fails is told, and the others go on."""
+    from .progress_bar import show
+    from .trainer import HypernetworkTrainer
+
+    trainer = HypernetworkTrainer(config=config)
+    try:
+        with host.exclusive():
+            last = show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite))
+    except HypernetworkError as error:
+        print(f"{config.name}: {error}", file=sys.stderr)
+        return "failed"
+    return last.kind if last else ""
 
 
 def _add_generate(commands: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from .host import Host
 from .waiting import Queue, Waiting
 
 if TYPE_CHECKING:
+    from .sweep import Sweep
     from .trainer import Progress
 
 MakeTrainer = Callable[..., Any]
@@ -204,6 +205,21 @@ class Jobs:
         self.go_on()
         return one
 
+    def add_sweep(self, sweep: Sweep, runs: Sequence[TrainingConfig], overwrite: bool = False) -> None:
+        """Puts the runs of a sweep at the end of the queue, all of them or none. Raises what `Queue.add` raises."""
+        from .sweep import keep
+
+        added = []
+        try:
+            for config in runs:
+                added.append(self.queue.add(config, overwrite=overwrite, sweep=sweep.name))
+        except HypernetworkError:
+            for one in added:
+                self.queue.remove(one.number)
+            raise
+        keep(sweep, self.host.folders)
+        self.go_on()
+
     def go_on(self) -> None:
         """Begins the next run of the queue, unless one is running or the queue is held."""
         with self._lock:
@@ -217,12 +233,22 @@ class Jobs:
         def then() -> None:
             if one is not None:
                 self.queue.finish(one, job.state, job.error or (job.last.message if job.last else ""))
+                if one.sweep:
+                    self._write_table(one.sweep)
             self.go_on()
 
         self._count += 1
         self.current = job = Job(self._count, trainer, config)
         job._start(lambda: trainer.run(host=self.host, resume=resume, overwrite=overwrite), self.host, one is not None, then)
         return job
+
+    def _write_table(self, sweep: str) -> None:
+        from .sweep import write_table
+
+        try:
+            write_table(self.host.folders, sweep)
+        except HypernetworkError as error:
+            log.warning("The table of the sweep %r was not written: %s", sweep, error)
 
     def _new_trainer(self, config: TrainingConfig) -> Any:
         if self._make_trainer is None:

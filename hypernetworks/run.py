@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class Run:
         self.exhausted = False  # every way back was taken
         self.settled = False  # validation does not get better any more
         self.warnings: list[str] = []
+        self.started, self.seconds_before = time.monotonic(), 0.0
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
@@ -102,6 +104,7 @@ class Run:
             self._restore(state)
             self.step = self.saved_step = state["step"]
             self.room.restore(state.get("room", self.room.state))
+            self.seconds_before = state.get("seconds", 0.0)
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
@@ -150,6 +153,7 @@ class Run:
         """The loop. Ends with "finished", "stopped" or "cancelled"."""
         losses: list[Tensor] = []
         make_alike(self.accelerator, self.network)  # what was learned beforehand may differ in the last bit
+        self.started = time.monotonic()
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
         self.recovery.begin(self.step, self.learner.state())
@@ -186,6 +190,11 @@ class Run:
                 if self._due(self.config.checkpoint_every) and self.step < self.steps:
                     yield self._checkpoint()
         yield self._finish()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, without what goes before its first step and without pauses from which it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def _saving(self) -> bool:
@@ -350,8 +359,8 @@ class Run:
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        state = {"step": self.step, "recovery": recovery, "room": self.room.state, "best": self.best.state()}
-        self.folder.save_state(self.learner.state() | state)
+        about = {"step": self.step, "recovery": recovery, "room": self.room.state, "best": self.best.state(), "seconds": self.seconds}
+        self.folder.save_state(self.learner.state() | about)
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
@@ -361,6 +370,8 @@ class Run:
         kept = self.best.weights is not None and self.best.step != self.step
         written = told_by_main(self.accelerator, self._save_all(kept) if self.main else self._settle(kept))
         kind = "finished" if self.settled or self.step >= self.steps else "stopped"
+        if self.main:
+            self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3)})
         return Progress(
             kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],

@@ -93,6 +93,21 @@ def test_runs_are_queued_moved_removed_and_held(waiting):
     assert waiting.post("/queue/hold", {"held": False}).json()["running"] == 3
 
 
+def test_a_sweep_is_queued_and_its_table_is_told(waiting):
+    wanted = QUICK | {"name": "ink", "dataset": "striped", "sweep": {"learning_rate": ["auto*0.5", "auto"], "layer_structure": [[1, 2, 1]]}}
+    told = waiting.post("/sweep", wanted)
+    assert told.status_code == 200 and told.json() == waiting.get("/sweep", name="ink").json()
+    assert [run["values"] for run in told.json()["runs"]] == [
+        {"learning_rate": rate, "layer_structure": "1, 2, 1"} for rate in ("auto*0.5", "auto")
+    ]  # fmt: skip
+    queue = waiting.get("/queue").json()
+    assert queue["running"] == 1 and [one["name"] for one in queue["waiting"]] == ["ink - learning_rate auto - layer_structure 1 2 1"]
+    assert waiting.get("/sweep", name="../ink").status_code == 404
+    for odd, status in (({"dataset": ["/etc"]}, 422), ({"max_steps": [{}]}, 422), ({"max_steps": 3}, 422), ([1], 422), ({"loss_function": ["os.system"]}, 403)):
+        assert waiting.post("/sweep", wanted | {"name": "other", "sweep": odd}).status_code == status, odd
+    waiting.jobs.queue.hold()
+
+
 def test_presets_are_listed_saved_and_deleted(service):
     shipped = set(service.get("/presets").json())
     saved = service.post("/presets", {"name": "mine", "preset": "Subject", "max_steps": 33, "dataset": "striped"})

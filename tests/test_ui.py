@@ -628,6 +628,17 @@ def test_what_is_to_replace_a_network_waits_for_its_turn(page, host):
     assert one.config.name == "birds" and one.overwrite
 
 
+def test_a_sweep_is_queued_and_its_table_is_shown(page):
+    form = raw(page.train, name="birds", dataset="x")
+    assert "2 runs of the sweep birds" in text(page.train.add_sweep("", *form, "Learning rate: auto*0.5, auto"))
+    assert [one.config.learning_rate for one in page.jobs.queue.waiting] == ["auto"] and page.jobs.current.config.learning_rate == "auto*0.5"
+    html = named(page, page.train.poll(""))["hypernetworks_sweep_table"]
+    assert "Sweep birds" in html and "auto*0.5" in html and html.count("<tr") == 3
+    for lines, words in (("", "no lists"), ("steps", "no line of a sweep"), ("learning_rate: auto, auto*0.5", "in the queue already")):
+        assert words in text(page.train.add_sweep("", *form, lines))
+    assert len(page.jobs.queue.waiting) == 1
+
+
 # --- words and drawings
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hypernetworks import sweep
 from hypernetworks.config import TrainingConfig, plain, read
 from hypernetworks.errors import HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
 from hypernetworks.host import Folders
@@ -215,6 +216,23 @@ def test_a_damaged_run_is_left_out_and_the_others_stay(host):
     file = host.folders.data / "queue.json"
     file.write_text(file.read_text().replace('"name": "a"', '"nom": "a"'))
     assert names(Queue(lambda: host.folders)) == ["b"]
+
+
+def test_a_sweep_is_queued_as_a_whole_and_its_table_follows(host, jobs, trainers):
+    made = sweep.make({"name": "a", "dataset": "pictures"}, {"max_steps": [1, 2]})
+    first, second = (run.name for run in made.runs)
+    jobs.add(config(second))
+    with pytest.raises(NameTaken):
+        jobs.add_sweep(made, made.runs)
+    assert names(jobs.queue) == [] and sweep.names(host.folders) == []
+    finish(jobs, trainers, second)
+    jobs.add_sweep(made, made.runs)
+    assert sweep.tables(host.folders, "a") == []
+    finish(jobs, trainers, first)
+    assert jobs.current.config.name == second and len(sweep.tables(host.folders, "a")) == 2
+    trainers.gate(second).set()
+    assert jobs.current.wait(10)
+    assert [one.sweep for one in Queue(lambda: host.folders).waiting] == []
 
 
 def test_threads_that_add_at_once_lose_nothing(host):

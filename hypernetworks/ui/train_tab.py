@@ -24,6 +24,7 @@ from .pictures import EDITS_FIRST, PicturesStep
 from .preset_box import FIRST, PresetBox
 from .queue_box import QueueBox
 from .result import card, lora_card, write_pt
+from .sweep_box import SweepBox
 
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
 ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
@@ -78,6 +79,7 @@ class TrainTab:
             self.stop_button = gr.Button("Stop and save", interactive=False, min_width=120, elem_id="hypernetworks_stop")
             self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
         self.queue = QueueBox(self.jobs, self.form)
+        self.sweep = SweepBox(self.host, self.jobs)
 
     def _build_results(self) -> None:
         self.status = gr.HTML(progress.nothing(), elem_id="hypernetworks_status")
@@ -117,12 +119,14 @@ class TrainTab:
         resumed.then(None, None, None, **compatibility.script(SHOW_NOTE))
         self.presets.wire()
         self.queue.wire(self.note)
+        swept = self.sweep.button.click(self.add_sweep, [*inputs, self.sweep.lines], [self.note], **compatibility.script(EDITS_FIRST))
+        swept.then(self.poll, [self.seen], self._polled, show_progress="hidden")
 
     @property
     def _polled(self) -> list[Any]:
         buttons = [self.train_button, self.stop_button, self.cancel_button]
         results = [self.previews, self.card, self.result, self.pt_button, self.downloads, self.result_note, self.trained_name]
-        return [self.status, self.seen, self.presets.preset, *self.queue.shown, *buttons, *results]
+        return [self.status, self.seen, self.presets.preset, *self.queue.shown, self.sweep.table, *buttons, *results]
 
     def train(self, edits: str, *raw: Any) -> list[Any]:
         """Starts a run, or asks what is to happen to the one of that name."""
@@ -131,6 +135,13 @@ class TrainTab:
     def enqueue(self, edits: str, *raw: Any) -> list[Any]:
         """Puts a run into the queue, or asks what is to happen to the one of that name."""
         return self._begin(self.jobs.add, edits, raw)
+
+    def add_sweep(self, edits: str, *raw: Any) -> str:
+        """Puts the runs of a sweep into the queue; its lines are the last value."""
+        try:
+            return self.sweep.add(self._config(edits, raw[:-1]), raw[-1], self._taken)
+        except HypernetworkError as error:
+            return note(str(error))
 
     def _begin(self, begin: Callable[[TrainingConfig], Any], edits: str, raw: tuple[Any, ...]) -> list[Any]:
         try:
@@ -229,7 +240,7 @@ class TrainTab:
         running = state == "running"
         buttons = [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=running)]
         presets = gr.update() if seen else self.presets.refreshed()
-        return [progress.status(job), now, presets, *self.queue.now(), *buttons, _gallery(job), *self._result(job, running)]
+        return [progress.status(job), now, presets, *self.queue.now(), self.sweep.now(), *buttons, _gallery(job), *self._result(job, running)]
 
     def _result(self, job: Job | None, running: bool) -> list[Any]:
         """Card, its buttons, downloads, a note beside them, and the name of the new network."""
