@@ -140,6 +140,10 @@ class TrainingConfig:
     blocks: tuple[str, ...] = option(
         ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed; others need one pair per layer.",
         choices=("input", "middle", "output"), group="Network", advanced=True)
+    layer_filter: tuple[str, ...] = option(
+        (), "Only these layers",
+        "Widths such as 320, 768, or parts of layers' names such as up_blocks.1, which need one pair per layer. Empty: all that are chosen above.",
+        group="Network", advanced=True)
     layer_structure: tuple[float, ...] = option(
         (1.0, 0.25, 1.0), "Layer structure",
         "Widths of the network's layers as multiples of the input's width; the first and the last are 1. A narrow middle learns from few "
@@ -207,6 +211,7 @@ class TrainingConfig:
     masks: str = option(
         "none", "Masks", "Which places of a picture count. files: those that are light in name-mask.png beside name.png. alpha: those that are not transparent. "
         "both: the file where there is one, else the transparency.", choices=("none", "files", "alpha", "both"), group="Pictures", advanced=True)
+    invert_masks: bool = option(False, "Invert masks", "The dark or transparent places count instead.", group="Pictures", advanced=True)
     unmasked_weight: float = option(0.0, "Unmasked weight", "What places outside the mask count.", minimum=0, maximum=1, group="Pictures", advanced=True)
     unmasked_share: float = option(0.0, "Without masks", "Share of samples of which all places count, whatever their mask says.", minimum=0, maximum=1, group="Pictures", advanced=True)
     masked_prior_weight: float = option(

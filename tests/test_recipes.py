@@ -14,6 +14,7 @@ from tiny_models import make_pipeline
 from training_runs import equal, losses, weights
 
 from hypernetworks import files
+from hypernetworks.attention import network_widths
 from hypernetworks.batches import Batches
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
@@ -339,6 +340,24 @@ def test_a_network_for_some_blocks_has_pairs_for_their_layers_only(host):
     assert set(keys) == {key for key in every if not key.startswith("down_blocks")} and 0 < len(keys) < len(every)
     with pytest.raises(ConfigError, match="per_layer"):
         events(trainer(blocks=("middle",), name="by width"), host)
+
+
+@pytest.mark.parametrize("per_layer, parts, wanted", [
+    (False, ("48", "128"), lambda key, width: width != 96),
+    (True, ("up_blocks", "96"), lambda key, width: width == 96 or key.startswith("up_blocks")),
+    (True, ("mid_block.attentions.0.transformer_blocks.0.attn2",), lambda key, width: key.startswith("mid_block")),
+])  # fmt: skip
+def test_a_network_may_be_for_some_widths_or_layers_only(host, per_layer, parts, wanted):
+    layers = ("attn2",) if len(parts) == 1 else ("attn1", "attn2")
+    every = network_widths(host.unet, layers, per_layer)
+    made = new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": per_layer, "target_layers": layers, "layer_filter": parts}))
+    assert made.widths == {key: width for key, width in every.items() if wanted(key, width)} and 0 < len(made.widths) < len(every)
+
+
+@pytest.mark.parametrize("per_layer, part", [(False, "77"), (False, "up_blocks"), (True, "up_blocks.9"), (True, "1")])
+def test_a_layer_that_is_not_there_is_named(host, per_layer, part):
+    with pytest.raises(ConfigError, match=f"cannot be '{part}'.*the widths are"):
+        new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": per_layer, "layer_filter": (part,)}))
 
 
 def keys_of_every_block(host):
