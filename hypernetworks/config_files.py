@@ -9,11 +9,15 @@ from typing import Any
 
 from .errors import ConfigError
 
+LARGEST = 1 << 20  # bytes
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """The values of a TOML or JSON file. Raises `ConfigError` that names the file and what is wrong with it."""
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"The configuration {path} has {path.stat().st_size} bytes, far more than the options take.")
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if kind == "JSON" else _from_toml(text)
     except OSError as error:

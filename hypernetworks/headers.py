@@ -18,6 +18,7 @@ from .writing import write_atomically
 _START = '{"__metadata__":'  # the reference implementation, which writes our files, puts it first
 _AT_ONCE = 2**16  # bytes; most headers are shorter
 LARGEST = 2 << 20  # bytes of a header; those of hypernetworks have some hundred thousand, and objects take many times the room of their text
+MOST_ENTRIES = 10_000  # of a header, one for each weight; checkpoints of whole models have some thousand
 LONGEST_TEXT = 1 << 18  # of JSON within the metadata, for the same reason
 _LAST_OFFSET = re.compile(r',(\d{1,18})\]\}\}\s*$')
 _DECODER = json.JSONDecoder()
@@ -44,10 +45,13 @@ def check_header(path: Path) -> None:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            header = file.read(LARGEST) if length <= LARGEST else b""
     except OSError as error:
         raise FileRefused(f"{path.name} cannot be read: {error.strerror or error}.") from error
     if LARGEST < length <= path.stat().st_size:
         raise FileRefused(f"{path.name} cannot be used: its header has {length / 2**20:.1f} MB, and no hypernetwork's is larger than {LARGEST >> 20}.")
+    if header.count(b"{") > MOST_ENTRIES or header.count(b",") > 8 * MOST_ENTRIES:
+        raise FileRefused(f"{path.name} cannot be used: its header has more entries than any hypernetwork has weights.")
 
 
 def parsed(text: str) -> Any:

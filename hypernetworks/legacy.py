@@ -142,7 +142,7 @@ def unpickle(path: Path) -> Any:
         raise FileRefused(f"{path.name} is larger than any hypernetwork ({path.stat().st_size / 2**30:.1f} GB).")
     data = path.read_bytes()
     try:
-        code = sorted(_globals(*_pickles(data)) - _DATA_ONLY)
+        code = sorted(_asked_for(data) - _DATA_ONLY)
         if not code:
             # not torch.load: A1111 replaces it by its own, which returns None for new zip files (safe.py:195)
             return torch.serialization.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -173,17 +173,20 @@ def check_archive(file: BinaryIO) -> str:
     return mains[0].filename
 
 
-def _pickles(data: bytes) -> tuple[bytes, int]:
-    """The bytes in which pickles stand, and how many: one in a member of a zip file, five at the beginning in the old serialization."""
-    if not data.startswith(b"PK\x03\x04"):
-        return data[:LARGEST_PICKLE], 5
-    file = io.BytesIO(data)
-    name = check_archive(file)
+def asked_for(file: BinaryIO) -> set[str]:
+    """Names of the functions and classes that the pickle in a zip file of torch's asks for. Raises ValueError and OverflowError for one that would
+    take far more memory than the file has bytes, before anything makes objects of it."""
+    name, size = check_archive(file), file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive, archive.open(name) as member:
-        return member.read(LARGEST_PICKLE), 1
+        return _globals(member.read(LARGEST_PICKLE + size // 100), 1, MOST_OPERATIONS + size // 1000)
 
 
-def _globals(data: bytes, pickles: int) -> set[str]:
+def _asked_for(data: bytes) -> set[str]:
+    """The same for the old serialization too, which begins with five pickles."""
+    return asked_for(io.BytesIO(data)) if data.startswith(b"PK\x03\x04") else _globals(data[:LARGEST_PICKLE], 5, MOST_OPERATIONS)
+
+
+def _globals(data: bytes, pickles: int, most_operations: int) -> set[str]:
     """Names of the functions and classes that so many pickles in a row ask for. Raises ValueError where they are cut short and ask for nothing
     that is refused.
 
@@ -198,7 +201,7 @@ def _globals(data: bytes, pickles: int) -> set[str]:
         try:
             for operation, argument, _position in pickletools.genops(stream):
                 operations += 1
-                if operations > MOST_OPERATIONS:
+                if operations > most_operations:
                     raise OverflowError("too many operations")
                 if operation.name in ("GLOBAL", "INST"):
                     found.add(_global(*argument.split(" ", 1)))
