@@ -28,7 +28,8 @@ def status(job: Job | None) -> str:
         return nothing("idle")
     state = state_of(job)
     warnings = "".join(note(warning, "warning") for warning in job.warnings)
-    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + warnings + _chart_of(job))
+    foreseen = note(job.foreseen, "hint") if state == "running" else ""
+    return _framed(state, _heading(job, state) + _bar(job, state) + foreseen + note(job.error or "") + warnings + _chart_of(job))
 
 
 def nothing(state: str = "unknown") -> str:
