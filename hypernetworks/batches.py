@@ -24,6 +24,7 @@ from .repeats import hands_for, read_pictures
 
 VALIDATION_PICTURES = 8  # at most
 VALIDATION_TIMESTEPS = 8  # for every held-out picture
+LATENT_CHANNELS = 4  # of Stable Diffusion 1, 2 and XL
 PREVIEWS = 4  # at most, where the prompts are taken from the captions
 
 
@@ -172,6 +173,15 @@ class Batches:
             draws = [random_for(seed, step, sample.number, "without mask").random() for sample in samples]
             batch.area[torch.tensor(draws) < self.config.unmasked_share] = 1.0
         return batch
+
+    def blank(self) -> Batch:
+        """As many samples as a process is shown at once, of the largest size, with nothing in them. Nothing has to be prepared."""
+        rows = self.config.batch_size
+        largest = max(map(self.latents.bucket, self.dataset.pictures), key=lambda bucket: bucket.width * bucket.height)
+        latents = [torch.zeros(LATENT_CHANNELS, largest.height // self.latents.factor, largest.width // self.latents.factor)] * rows
+        size = PictureSize((largest.height, largest.width), (0, 0), (largest.height, largest.width))
+        conditioning = self.host.encode_prompts([""]).rows([0] * rows)
+        return self._batch(latents, latents, torch.zeros(rows, dtype=torch.int64), conditioning, [size] * rows)
 
     def _samples(self, step: int, micro_step: int) -> list[Sample]:
         """This process's share of a batch."""

@@ -79,6 +79,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--preset", default=None, help="start from the options of a preset, one that ships or your own (see the tab for their names)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run with this name")
     parser.add_argument("--overwrite", action="store_true", help="replace a hypernetwork that has this name")
+    parser.add_argument("--forecast", action="store_true", help="say how much memory this would take, and train nothing")
     groups: dict[str, Any] = {}
     for option in options(TrainingConfig).values():
         if option.group not in groups:
@@ -118,9 +119,21 @@ def _train(parsed: argparse.Namespace) -> None:
     if not config.name:
         raise ConfigError("Give the hypernetwork a name: --name NAME, or name in the configuration.")
     trainer = HypernetworkTrainer(config=config)
+    if parsed.forecast:
+        _print_forecast(trainer, host)
+        return
     with host.exclusive():
         show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite), silent=not processes.is_main())
     processes.leave()
+
+
+def _print_forecast(trainer: Any, host: Any) -> None:
+    foreseen = trainer.forecast(host=host)
+    if foreseen is None:
+        raise HypernetworkError("The memory of a run with this model cannot be foreseen.")
+    for label, size in foreseen.table():
+        print(f"{label + ':':<22} {size}")
+    print(foreseen.sentence)
 
 
 def _add_sweep(commands: Any) -> None:

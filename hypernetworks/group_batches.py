@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .batches import PREVIEWS, Batch, Batches
+from .batches import LATENT_CHANNELS, PREVIEWS, Batch, Batches
 from .conditions import Condition
 from .config import TrainingConfig
 from .dataset import Dataset, Picture
@@ -58,6 +58,17 @@ class GroupBatches(Batches):
         condition = self._condition(kind, pictures, others)
         dropped = torch.tensor([self._drop(step, sample.number) < 2 * self.config.condition_dropout for sample in samples])
         return dataclasses.replace(batch, condition=condition.drop(dropped))
+
+    def blank(self) -> Batch:
+        """As `Batches.blank`, with the richest condition; a task costs what the condition that says nothing does."""
+        batch = super().blank()
+        rows, side = len(batch), self.host.model.resolution // self.host.model.latent_factor
+        condition = {
+            "image": lambda: Condition(image=torch.zeros(rows, LATENT_CHANNELS, side, side)),
+            "task": lambda: Condition.none(rows),
+            "text": lambda: Condition(text=batch.conditioning.context.mean(1).float()),
+        }[self._richest]()
+        return dataclasses.replace(batch, condition=condition.drop(torch.zeros(rows, dtype=torch.bool)))
 
     def validation(self) -> list[Batch]:
         """As `Batches.validation`, each with the same reference every time; of several kinds of conditions the richest."""

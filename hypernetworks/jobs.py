@@ -76,6 +76,7 @@ class Job:
         self.last: Progress | None = None
         self.position: Progress | None = None  # the last one that says how far the run is
         self.last_step: Progress | None = None  # the last one of kind "step": loss, rate and time left
+        self.foreseen = ""  # what was said of its memory before the first step
         self.losses, self.validation_losses = Curve(), Curve()
         self.previews: list[Preview] = []
         self.error: str | None = None
@@ -164,6 +165,8 @@ class Job:
             self.last = event
             if event.steps:
                 self.position = event
+            if event.kind == "preparing" and not event.steps:
+                self.foreseen = event.message
             if event.kind == "step":
                 self.last_step = event
                 if event.loss is not None:

@@ -29,7 +29,7 @@ def show(trainer: HypernetworkTrainer, events: Iterable[Progress], silent: bool 
 
 
 def _show(event: Progress, bars: dict[str, tqdm]) -> None:
-    if event.kind in ("preparing", "step"):
+    if event.kind in ("preparing", "step") and event.steps:
         label = event.message if event.kind == "preparing" else "Training"
         if label not in bars:
             for bar in bars.values():
@@ -42,6 +42,7 @@ def _show(event: Progress, bars: dict[str, tqdm]) -> None:
             bar.set_postfix_str(f"loss {event.loss:.4f} rate {event.rate:.2g}", refresh=False)
         return
     words = {
+        "preparing": event.message,
         "warning": f"Note: {event.message}",
         "validation": f"step {event.step}: validation loss {event.validation_loss:.4f}" if event.validation_loss is not None else "",
         "preview": f"step {event.step}: preview {', '.join(map(str, event.pictures))}",

@@ -38,7 +38,7 @@ REPORT_EVERY = 10  # steps between looks at the loss where a look makes the devi
 class Progress:
     """What happened. Losses are means since the last event of kind "step"; `rate` is the first network's."""
 
-    kind: str  # "preparing", "warning", "step", "validation", "preview", "checkpoint", "finished", "stopped" or "cancelled"
+    kind: str  # "preparing" (without steps: a word on what is to come), "warning", "step", "validation", "preview", "checkpoint", "finished", "stopped" or "cancelled"
     step: int = 0
     steps: int = 0
     message: str = ""

@@ -16,6 +16,7 @@ from .config import TrainingConfig, read
 from .dataset import Dataset
 from .errors import ConfigError, NameTaken, TrainingFailed
 from .files import check_name
+from .forecast import SMALL, Forecast, foresee, model_bytes
 from .host import Host
 from .learner import check_options
 from .memory import is_out_of_memory, out_of_memory
@@ -78,6 +79,8 @@ class HypernetworkTrainer:
             dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
             yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
             batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
+            if accelerator.is_main_process and model_bytes(host) > SMALL and (foreseen := self.forecast(dataset, host)) is not None:
+                yield Progress("preparing" if foreseen.fits else "warning", message=foreseen.sentence)
             yield from self._preparing(batches.prepare())
         if (yield from self._cancelled(accelerator)):
             return
@@ -96,6 +99,13 @@ class HypernetworkTrainer:
             if not is_out_of_memory(error):
                 raise
             raise TrainingFailed(out_of_memory(host.device, f"at step {run.step}")) from None
+
+    def forecast(self, dataset: str | Path | Dataset | None = None, host: Host | None = None) -> Forecast | None:
+        """What a run would take of the device's memory; takes seconds. None where the host's UNet does not let it be foreseen."""
+        host = host or _standalone_host()
+        trainee = trainee_for(self.hypernetwork, self.config, host)
+        dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
+        return foresee(trainee, trainee.batches(dataset, 1, 0), Objective(self.config, host))
 
     def _preparing(self, work: Iterator[tuple[int, int, str]]) -> Iterator[Progress]:
         """Tells of what goes before the first step, until it is done or the run is told to end."""

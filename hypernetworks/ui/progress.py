@@ -26,8 +26,10 @@ def status(job: Job | None) -> str:
         return nothing("idle")
     state = state_of(job)
     warnings = "".join(note(warning, "warning") for warning in job.warnings)
+    foreseen = note(job.foreseen, "hint") if state == "running" else ""
     ending = job.last.message if state in ENDINGS and job.last is not None else ""
-    return _framed(state, _heading(job, state) + _bar(job, state) + note(job.error or "") + note(ending, "hint") + warnings + _chart_of(job))
+    notes = foreseen + note(job.error or "") + note(ending, "hint") + warnings
+    return _framed(state, _heading(job, state) + _bar(job, state) + notes + _chart_of(job))
 
 
 def nothing(state: str = "unknown") -> str:
