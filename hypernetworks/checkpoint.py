@@ -4,6 +4,7 @@
     loss.csv                        step, loss, validation_loss, rate
     result.json                     how the run ended, and how long it took
     previews/step-000100-1.png      pictures by step
+    sheet.png                       all of them as one picture
     checkpoints/step-000200.safetensors    the network as it was, a file like any other
     state.pt                        the last checkpoint's weights, optimizer and step: a run goes on from here
 """
@@ -41,6 +42,8 @@ class Row:
 class RunFolder:
     """One run's folder, `<runs>/<name>`."""
 
+    SHEET = "sheet.png"
+
     def __init__(self, runs: Path, name: str) -> None:
         self.path = runs / name
 
@@ -69,7 +72,8 @@ class RunFolder:
         for picture in self.previews():
             if _step(picture) > from_step:
                 picture.unlink()
-        self._result_path.unlink(missing_ok=True)
+        for path in (self._result_path, self.sheet_path):
+            path.unlink(missing_ok=True)
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
@@ -100,6 +104,15 @@ class RunFolder:
     def previews(self) -> list[Path]:
         """All previews, oldest first."""
         return sorted((self.path / "previews").glob("step-*.png"))
+
+    def previews_by_place(self) -> dict[tuple[int, int], Path]:
+        """All previews by (step, number of the prompt from 1)."""
+        return {(int(step), int(number)): path for path in self.previews() for _, step, number in [path.stem.split("-")]}
+
+    @property
+    def sheet_path(self) -> Path:
+        """Where the previews stand as one picture."""
+        return self.path / self.SHEET
 
     def rows(self) -> list[Row]:
         """The loss table, without lines that a crash left half. Raises OSError where it cannot be read."""

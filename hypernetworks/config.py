@@ -296,7 +296,12 @@ class TrainingConfig:
     timestep_spread: float = option(1.0, "Timesteps' spread", "Standard deviation of the logit-normal distribution.", minimum=0.01, maximum=10, group="Loss", advanced=True)
 
     preview_every: int = option(100, "Preview every", "Steps between previews; 0: none.", minimum=0, maximum=1_000_000, group="Watching")
-    preview_prompts: str = option("", "Preview prompts", "One prompt per line; empty: captions of the first pictures.", group="Watching")
+    preview_prompts: str = option(
+        "", "Preview prompts",
+        "One prompt per line; empty: captions of the first pictures. A line may say more of its picture: --n negative prompt --w width --h height --d seed "
+        "--l CFG scale --s steps --ss sampler.", group="Watching")
+    sample_sheet: bool = option(
+        True, "Sample sheet", "At the end, the run's folder gets one picture of all previews: a row for each prompt, a column for each step.", group="Watching", advanced=True)
     preview_steps: int = option(20, "Preview sampling steps", "Sampling steps of a preview.", minimum=1, maximum=200, group="Watching", advanced=True)
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)

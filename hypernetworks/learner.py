@@ -23,6 +23,7 @@ from .optimizers import (
     restore,
     set_training,
 )
+from .preview_lines import read_lines
 from .processes import prepare
 from .schedule import LearningRate, is_auto, parse_stages, stage_at
 from .trainees import Trainee
@@ -42,6 +43,7 @@ def check_options(config: TrainingConfig) -> None:
     parse_stages(config.clip_schedule, "Clipping over time")
     find_optimizer(config.optimizer)
     read_arguments(config.optimizer_arguments)
+    read_lines(config.preview_prompts)
     for name in ("early_stop", "keep_best"):
         if getattr(config, name) and not (config.validation_every and config.validation_share):
             label = options(TrainingConfig)[name].label

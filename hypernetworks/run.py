@@ -20,7 +20,6 @@ from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig, plain
 from .errors import Interrupted, TrainingFailed
-from .host import GenerationRequest
 from .learner import Learner
 from .memory import Room
 from .networks import training_metadata
@@ -28,6 +27,7 @@ from .objective import Objective
 from .plan import seed_for
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
+from .sheets import sheet
 from .trainees import Trainee
 from .writing import check_space, clear_temporaries, make_folder, write_atomically
 
@@ -326,17 +326,13 @@ class Run:
         """Pictures of the preview prompts, each time from the same noise."""
         with self.learner.shown():
             self.last_previews = tuple(self._draw())
-        return Progress("preview", self.step, self.steps, message="\n".join(self.batches.preview_prompts()), pictures=self.last_previews)
+        return Progress("preview", self.step, self.steps, message="\n".join(self.prompts), pictures=self.last_previews)
 
     def _draw(self) -> list[Path]:
-        config, side = self.config, self.config.resolution or self.host.model.resolution
+        side = self.config.resolution or self.host.model.resolution
         paths = []
-        for number, prompt in enumerate(self.batches.preview_prompts()):
-            request = GenerationRequest(
-                prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed,
-                literal=not config.preview_prompts.strip(),  # captions are; what a user writes for the host is in the host's syntax
-                zero_terminal_snr=config.zero_terminal_snr,
-            )
+        for number, line in enumerate(self.batches.preview_lines()):
+            request = line.request(self.config, side)
             try:
                 with torch.no_grad(), self.trainee.drawing(self.batches, number):
                     picture = self.host.generate(request, lambda step, steps: self.trainee.before_step())[0]
@@ -345,6 +341,16 @@ class Run:
             paths.append(self.folder.preview_path(self.step, number + 1))
             write_atomically(paths[-1], picture.save)
         return paths
+
+    @property
+    def prompts(self) -> list[str]:
+        """Of the previews, in their order."""
+        return [line.prompt for line in self.batches.preview_lines()]
+
+    def _save_sheet(self) -> None:
+        """All previews as one picture."""
+        if self.config.sample_sheet and (made := sheet(self.folder.previews_by_place(), self.prompts)) is not None:
+            write_atomically(self.folder.sheet_path, lambda path: made.save(path, "PNG"))
 
     def _checkpoint(self) -> Progress:
         """The network as a file, and all that is needed to go on from here."""
@@ -382,7 +388,9 @@ class Run:
         self._checkpoint()
         if kept:
             self._describe_best()
-        return self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
+        written = self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
+        self._save_sheet()
+        return written
 
     def _settle(self, kept: bool) -> None:
         """What is left to do for a process that writes nothing."""

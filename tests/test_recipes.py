@@ -21,7 +21,8 @@ from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import AccessRefused, ConfigError, DatasetError, NameTaken, TrainingFailed
 from hypernetworks.host import Folders, GenerationRequest
-from hypernetworks.hosts.diffusers import DiffusersHost, _sampler
+from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.hosts.samplers import sampler as make_sampler
 from hypernetworks.networks import new_network
 from hypernetworks.noise import zero_terminal_snr
 from hypernetworks.objective import Objective
@@ -153,7 +154,7 @@ def test_a_model_that_predicts_v_is_trained_and_drawn_with_zero_terminal_snr(vel
 
 def test_the_standalone_sampler_uses_the_schedule_that_is_trained_with(velocity_model, tmp_path):
     host = DiffusersHost(velocity_model, Folders.below(tmp_path), device="cpu")
-    sampler = _sampler(host._loaded().scheduler, zero_terminal_snr=True)
+    sampler = make_sampler(host._loaded().scheduler, zero_terminal_snr=True)
     sampler.set_timesteps(5)
     assert int(sampler.timesteps[0]) == 999 and sampler.config.prediction_type == "v_prediction"
     torch.testing.assert_close(sampler.alphas_cumprod, zero_terminal_snr(host.alphas_cumprod), atol=1e-5, rtol=1e-4)
@@ -304,7 +305,7 @@ def test_every_second_sample_is_a_regularisation_picture_with_its_own_caption_an
         assert all(caption.startswith("quick, ") != picture.regularization for caption, picture in zip(captions, pictures, strict=True))
     kept = sum(picture.regularization for picture in shown)
     assert abs(kept - len(shown) / 2) <= 2
-    assert not any("quick" not in prompt for prompt in made.preview_prompts())
+    assert not any("quick" not in prompt for prompt in [line.prompt for line in made.preview_lines()])
 
 
 def test_regularisation_weighs_in_the_loss(host, tmp_path):

@@ -542,6 +542,22 @@ def test_a_new_page_shows_the_run_and_is_sent_previews_once(page, trainer, tmp_p
     assert again["hypernetworks_status"] and "value" not in again["hypernetworks_previews"]
 
 
+def test_the_sheet_comes_first_once_the_run_has_ended(page, trainer, tmp_path):
+    run = tmp_path / "run"
+    (run / "previews").mkdir(parents=True)
+    for path, colour in ((run / "previews" / "step-000001-1.png", "blue"), (run / "sheet.png", "red")):
+        Image.new("RGB", (16, 16), colour).save(path)
+    trainer.events = [event("preview", 1, 2, "a robin", pictures=(run / "previews" / "step-000001-1.png",)), event("finished", 2, 2)]
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    while not page.jobs.current.previews:
+        assert not page.jobs.current.wait(0.01)
+    assert [label for _, label in named(page, page.train.poll(""))["hypernetworks_previews"]["value"]] == ["step 1: a robin"]
+    trainer.gate.set()
+    page.jobs.current.wait(10)
+    first, second = named(page, page.train.poll(""))["hypernetworks_previews"]["value"]
+    assert first[0].getpixel((0, 0)) == (255, 0, 0) and "prompts by steps" in first[1] and second[1] == "step 1: a robin"
+
+
 def test_at_the_end_the_card_tells_of_the_file_and_the_dropdown_has_it(page, host, trainer):
     path = host.folders.networks / "birds.safetensors"
     trainer.events = [event("step", 30, 30, loss=0.1), event("finished", 30, 30, path=path)]

@@ -275,10 +275,13 @@ def _gallery(job: Job | None) -> Any:
     with job.lock:
         newest = job.previews[: -PREVIEWS - 1 : -1]
     shown = []
-    for preview in newest:
+    labelled = [(preview.path, f"step {preview.step:,}: {preview.prompt}".rstrip(": ")) for preview in newest]
+    if newest and not job.running:
+        labelled.insert(0, (newest[0].path.parent.parent / RunFolder.SHEET, "all of them: prompts by steps"))
+    for path, label in labelled:
         try:
-            with Image.open(preview.path) as picture:
-                shown.append((picture.convert("RGB"), f"step {preview.step:,}: {preview.prompt}".rstrip(": ")))
+            with Image.open(path) as picture:
+                shown.append((picture.convert("RGB"), label))
         except OSError:
-            continue  # deleted since
+            continue  # deleted since, or no sheet was asked for
     return gr.update(visible=bool(shown), value=shown)
