@@ -306,6 +306,8 @@ class TrainingConfig:
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    tensorboard: bool = option(
+        False, "TensorBoard", "Losses, rate and previews as event files in the run's folder too; needs the package tensorboard.", group="Watching", advanced=True)
     early_stop: int = option(
         0, "Early stop", "End after so many validations in a row without a lower loss on the held-out pictures; 0: never before the last step.",
         minimum=0, maximum=10_000, group="Watching", advanced=True)

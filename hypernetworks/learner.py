@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
+from .board import check_board
 from .config import TrainingConfig, options
 from .ema import Average
 from .errors import ConfigError
@@ -44,6 +45,7 @@ def check_options(config: TrainingConfig) -> None:
     find_optimizer(config.optimizer)
     read_arguments(config.optimizer_arguments)
     read_lines(config.preview_prompts)
+    check_board(config)
     for name in ("early_stop", "keep_best"):
         if getattr(config, name) and not (config.validation_every and config.validation_share):
             label = options(TrainingConfig)[name].label

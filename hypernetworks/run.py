@@ -16,6 +16,7 @@ from torch import Tensor
 from .attention import attached
 from .batches import VALIDATION_TIMESTEPS, Batch, Batches
 from .best import Best
+from .board import Board
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig, plain
@@ -85,6 +86,7 @@ class Run:
             self.host.device, max(config.batch_size, VALIDATION_TIMESTEPS), config.gradient_checkpointing, self._checkpoint_activations,
             divisible=accelerator.num_processes == 1,
         )
+        self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
@@ -150,7 +152,18 @@ class Run:
         self._work.enter_context(self.host.training(gradient_checkpointing=True))
 
     def events(self) -> Iterator[Progress]:
-        """The loop. Ends with "finished", "stopped" or "cancelled"."""
+        """What happens. Ends with "finished", "stopped" or "cancelled"."""
+        if self.board is None:
+            yield from self._events()
+            return
+        self.board.begin(self.step)
+        try:
+            yield from self._events()
+        finally:
+            self.board.close()
+
+    def _events(self) -> Iterator[Progress]:
+        """The loop."""
         losses: list[Tensor] = []
         make_alike(self.accelerator, self.network)  # what was learned beforehand may differ in the last bit
         self.started = time.monotonic()
@@ -212,6 +225,8 @@ class Run:
     def _note(self, row: Row) -> None:
         if self.main:
             self.folder.add_row(row)
+        if self.board is not None:
+            self.board.row(row)
 
     def _train_step(self) -> Tensor:
         """One update of the weights; gives the loss without waiting for the device."""
@@ -298,6 +313,9 @@ class Run:
         self.step, self.validation_loss = snapshot.step, snapshot.validation_loss
         if self.main:
             self.folder.forget_after(self.step)
+        if self.board is not None:
+            self.board.close()
+            self.board.begin(self.step)
         if self.saved_step > self.step:  # or a resumed run would go on from weights that were given up
             self._save_state()
         if self.exhausted:
@@ -326,6 +344,8 @@ class Run:
         """Pictures of the preview prompts, each time from the same noise."""
         with self.learner.shown():
             self.last_previews = tuple(self._draw())
+        if self.board is not None:
+            self.board.previews(self.step, self.last_previews)
         return Progress("preview", self.step, self.steps, message="\n".join(self.prompts), pictures=self.last_previews)
 
     def _draw(self) -> list[Path]:
