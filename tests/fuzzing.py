@@ -135,7 +135,7 @@ class Watch:
     def note(self, event, arguments):
         if event in RUNS:
             self.seen.append((event, str(arguments)[:200]))
-        elif event == "exec" and arguments[0].co_filename.startswith("<") and not arguments[0].co_filename.startswith("<frozen"):
+        elif event == "exec" and arguments[0].co_filename.startswith("<") and not importing():
             self.seen.append((event, arguments[0].co_filename))
         elif event in TOUCHES:
             writes = event not in ("open", "os.listdir", "os.scandir") or (event == "open" and bool((arguments[2] or 0) & WRITING))
@@ -146,6 +146,14 @@ class Watch:
     def _may(self, path, writes):
         inside = path == self.folder or path.startswith(self.folder + os.sep)
         return inside or path in DEVICES or (not writes and path.startswith(PROGRAM))
+
+
+def importing():
+    """Whether a module is being loaded, at its first use: dataclasses in it are made with exec."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _hook(event, arguments):
