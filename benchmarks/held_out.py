@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from classifier import SMALL, Effort, to_pixels
+from classifier import Effort, to_pixels
 from PIL import Image
 from report import kept
 from torch import Tensor
@@ -52,7 +52,7 @@ class Size:
     judge: Effort = Effort()
 
 
-QUICK = Size(40, 4, 3, 1, 8, 8, 8, 8, (2, 4), 8, 1, SMALL)
+QUICK = Size(24, 4, 2, 1, 4, 4, 4, 4, (2, 4), 4, 1, Effort(renders=240, round_trips=40, epochs=1, held_out=60))
 
 
 class Bench:
