@@ -72,7 +72,7 @@ class Bench:
     def yardstick(self, style: int) -> Yardstick:
         """Of one style."""
         if style not in self._yardsticks:
-            self._yardsticks[style] = Yardstick(self.host, style)
+            self._yardsticks[style] = Yardstick(self.host, shapes.random_style(style), contents_of(style, SEEN + LOOKED_AT)[SEEN:], seed=style)
         return self._yardsticks[style]
 
     def losses(self, weights: Callable[[int], Weights | None], styles: Sequence[int]) -> dict[str, float]:
@@ -135,27 +135,27 @@ class Bench:
 class Yardstick:
     """The denoising loss on pictures of one style that nothing is trained on, at fixed noise and timesteps."""
 
-    def __init__(self, host: Host, style: int) -> None:
-        contents = contents_of(style, SEEN + LOOKED_AT)[SEEN:]
-        pixels = to_pixels([shapes.draw(content, shapes.random_style(style)) for content in contents])
+    def __init__(self, host: Host, style: shapes.Style, contents: Sequence[shapes.Content], seed: int) -> None:
+        """`seed` of the noise."""
+        pixels = to_pixels([shapes.draw(content, style) for content in contents])
         self.host, self.latents = host, host.encode_pictures(pixels.float() / 127.5 - 1)[0]
         self.conditioning = host.encode_prompts([content.caption() for content in contents])
-        self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(style))
+        self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(seed))
         moments = spread_timesteps(TIMESTEPS, len(host.alphas_cumprod))
-        self.timesteps = [torch.tensor([moments[(place + shift) % TIMESTEPS] for place in range(LOOKED_AT)]) for shift in range(0, TIMESTEPS, 2)]
+        self.timesteps = [torch.tensor([moments[(place + shift) % TIMESTEPS] for place in range(len(contents))]) for shift in range(0, TIMESTEPS, 2)]
 
-    def loss(self) -> float:
-        """As training weighs it, with what is at work on the UNet now."""
+    def loss(self, weighted: bool = True) -> float:
+        """With what is at work on the UNet now; timesteps weigh as in training, or all alike."""
         with torch.no_grad():
-            return mean(float(self._weighted(timesteps)) for timesteps in self.timesteps)
+            return mean(float(self._loss(timesteps, weighted)) for timesteps in self.timesteps)
 
-    def _weighted(self, timesteps: Tensor) -> Tensor:
+    def _loss(self, timesteps: Tensor, weighted: bool) -> Tensor:
         alphas, kind = self.host.alphas_cumprod[timesteps], self.host.model.prediction_type
         side = self.host.model.resolution
         sizes = [PictureSize((side, side), (0, 0), (side, side))] * len(timesteps)
         predicted = self.host.predict(add_noise(self.latents, self.noise, alphas), timesteps, self.conditioning, sizes)
         errors = (predicted - denoising_target(self.latents, self.noise, alphas, kind)).square().flatten(1).mean(1)
-        return (errors * min_snr_weights(alphas, OPTIONS.get("min_snr_gamma", TrainingConfig.min_snr_gamma), kind)).mean()
+        return (errors * min_snr_weights(alphas, OPTIONS.get("min_snr_gamma", TrainingConfig.min_snr_gamma), kind)).mean() if weighted else errors.mean()
 
 
 @contextmanager

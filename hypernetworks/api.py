@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
 from .api_bodies import configuration, option_schema, schema, split, text_of
+from .api_queue import QueueApi, add_queue
 from .config import ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import AccessRefused, ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
-from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .host import Host
     from .jobs import Job, Jobs
+    from .user_presets import UserPresets
 
 PREFIX = "/hypernetworks/api"
 SDAPI = ("/sdapi/v1/hypernetworks", "/sdapi/v1/create/hypernetwork", "/sdapi/v1/train/hypernetwork")
@@ -65,6 +66,9 @@ def router(parts: ApiParts) -> APIRouter:
     routes.post("/refine", api.refine, schema(options(RefineConfig)), LARGEST_REFERENCE)
     routes.post("/references", api.keep_reference, schema({}, reference=(str, "")), LARGEST_REFERENCE)
     routes.post("/train", api.train, schema(OPTIONS, preset=(str, ""), resume=(bool, False), overwrite=(bool, False)))
+    add_queue(routes, QueueApi(parts.jobs, api.sentence, api.training, api.allowed), OPTIONS)
+    routes.post("/presets", api.save_preset, schema(OPTIONS, preset=(str, ""), overwrite=(bool, False)))
+    routes.post("/presets/delete", api.delete_preset, schema({}, name=(str, "")))
     routes.post("/jobs/{number}/stop", api.stop)
     routes.post("/jobs/{number}/cancel", api.cancel)
     routes.upload("/pictures", api.receive, LARGEST, api.data_folder)
@@ -112,7 +116,18 @@ class Api:
 
     def presets(self) -> dict[str, Any]:
         """Named sets of options: what each is for, and what it sets."""
-        return {name: {"help": one.help, "options": one.values} for name, one in PRESETS.items()}
+        return {name: {"help": one.help, "options": one.values} for name, one in self._presets.all().items()}
+
+    def save_preset(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Saves options of training as a preset called `name`; `preset` is the one to start from, `overwrite` allows to replace one's own."""
+        values, flags = split(body, "overwrite")
+        name = self._presets.save(text_of(values, "name"), self.training(values), flags["overwrite"])
+        return {name: self.presets()[name]}
+
+    def delete_preset(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Deletes the user's own preset called `name`; gives those that are left."""
+        self._presets.delete(text_of(body, "name"))
+        return self.presets()
 
     def networks(self) -> list[dict[str, Any]]:
         """The hypernetworks in the models folder: name, and file within that folder."""
@@ -129,7 +144,7 @@ class Api:
         values, flags = split(body, "overwrite")
         if other := [name for name in values if name in OPTIONS and name not in OF_A_NETWORK]:
             raise ConfigError(f"{other[0]} says nothing about an untrained network; it takes {', '.join(OF_A_NETWORK)}.")
-        config = _training(values)
+        config = self.training(values)
         self._create(config, flags["overwrite"])
         return self.network(config.name)
 
@@ -193,7 +208,7 @@ class Api:
     def train(self, body: dict[str, Any]) -> dict[str, Any]:
         """Starts a run in the background. Takes the options of training, `preset`, `resume` and `overwrite`; gives the job."""
         values, flags = split(body, "resume", "overwrite")
-        return self._told(self._start(_training(values), **flags))
+        return self._told(self._start(self.training(values), **flags))
 
     def runs(self) -> list[dict[str, Any]]:
         """The run that is going on, or else the last one, without its curves and previews; none before the first."""
@@ -231,7 +246,7 @@ class Api:
         """As A1111's create_hypernetwork: an untrained network with one pair per width."""
         try:
             values, flags = split(body, "overwrite_old")
-            path = self._create(_training(sdapi.creation(values)), flags["overwrite_old"])
+            path = self._create(self.training(sdapi.creation(values)), flags["overwrite_old"])
         except HypernetworkError as error:
             return {"info": f"create hypernetwork error: {self.sentence(error)}"}
         return {"info": f"create hypernetwork filename: {self._shown(path)}"}
@@ -253,9 +268,13 @@ class Api:
         path = self._path(text_of(values, "name"))
         if path != self._target(path.stem):
             raise ConfigError(f"{self._file(path)} cannot be trained on: only a .safetensors directly in the models folder can; convert it first.")
-        return _training({**sdapi.network_options(describe(path)), **values})
+        return self.training({**sdapi.network_options(describe(path)), **values})
 
     def _start(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False) -> Job:
+        return self.jobs.start(self.allowed(config, resume, overwrite), resume=resume, overwrite=overwrite)
+
+    def allowed(self, config: TrainingConfig, resume: bool, overwrite: bool) -> TrainingConfig:
+        """The configuration with the folders that a client means. Raises for what it may not ask for, or what is there already."""
         from .files import check_name
 
         check_name(config.name)
@@ -266,7 +285,18 @@ class Api:
             folders["regularization"] = str(self._pictures(config.regularization))
         if not (resume or overwrite):
             self._check_free(config.name)
-        return self.jobs.start(dataclasses.replace(config, **folders), resume=resume, overwrite=overwrite)
+        return dataclasses.replace(config, **folders)
+
+    def training(self, values: Mapping[str, Any]) -> TrainingConfig:
+        """The options of training, on top of those of the preset where one is named. Raises `ConfigError`."""
+        base = self._presets.values(text_of(values, "preset")) if "preset" in values else {}
+        return configuration(TrainingConfig, {name: value for name, value in values.items() if name != "preset"}, base)
+
+    @property
+    def _presets(self) -> UserPresets:
+        from .user_presets import UserPresets
+
+        return UserPresets(self.host.folders)
 
     def _pictures(self, dataset: str) -> Path:
         if not dataset:
@@ -284,7 +314,7 @@ class Api:
         with self._model():
             network = new_network(self.host.unet, config)
             network.metadata.update(training_metadata(config, self.host.model, 0, None))
-        RunFolder(self.host.folders.runs, config.name).state_path.unlink(missing_ok=True)  # of another network of that name
+        RunFolder(self.host.folders.runs, config.name).forget_state()  # of another network of that name
         save(network, target, overwrite=overwrite)
         self.catalog.refresh()
         return target
@@ -355,11 +385,3 @@ class Api:
 
     def _told(self, job: Job) -> dict[str, Any]:
         return api_answers.run(job, self.sentence)
-
-
-def _training(values: Mapping[str, Any]) -> TrainingConfig:
-    """The options of training, on top of those of the preset where one is named. Raises `ConfigError`."""
-    values = dict(values)
-    base = preset(text_of(values, "preset")) if "preset" in values else {}
-    values.pop("preset", None)
-    return configuration(TrainingConfig, values, base)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .config import plain
 
 if TYPE_CHECKING:
+    from .config import TrainingConfig
     from .exporting import Exported
     from .files import FileFacts
-    from .jobs import Job
+    from .jobs import Job, Jobs
     from .prompt import ActiveNetwork
 
 PREVIEWS = 100  # the newest that are listed; older ones can still be asked for by their index
@@ -71,7 +72,7 @@ def summary(job: Job, sentence: Callable[[str], str]) -> dict[str, Any]:
     return {
         "number": job.number,
         "name": job.config.name,
-        "state": "running" if running else "failed" if job.error or last is None else last.kind,
+        "state": job.state,
         "ending": job.ending if running else None,
         "message": sentence(last.message) if last else "",
         "preparing": preparing if running else None,
@@ -93,12 +94,29 @@ def run(job: Job, sentence: Callable[[str], str]) -> dict[str, Any]:
         previews = [{"index": index, "step": one.step, "prompt": one.prompt} for index, one in enumerate(job.previews[first:], first)]
     return {
         **summary(job, sentence),
-        "options": plain(job.config) | {"dataset": _base_name(job.config.dataset)},
+        "options": _options(job.config),
         "curve": curve,
         "validation_curve": validation_curve,
         "previews": previews,
         "warnings": [sentence(warning) for warning in job.warnings],
     }
+
+
+def queue(jobs: Jobs, sentence: Callable[[str], str]) -> dict[str, Any]:
+    """The queue: `running` is the number of the one that is having its turn."""
+    found, running = jobs.queue, jobs.queue.running
+    waiting = [
+        {"number": one.number, "name": one.config.name, "resume": one.resume, "overwrite": one.overwrite, "options": _options(one.config)}
+        for one in found.waiting
+    ]
+    ended = [vars(one) | {"sentence": sentence(one.sentence)} for one in found.ended]
+    return {"held": found.held, "running": running.number if running else None, "waiting": waiting, "ended": ended}
+
+
+def _options(config: TrainingConfig) -> dict[str, Any]:
+    """Those that differ from the defaults; of folders, the last part only."""
+    folders = {name: _base_name(folder) for name in ("dataset", "regularization") if (folder := getattr(config, name))}
+    return plain(config) | folders
 
 
 def _without_folder(settings: str) -> str:

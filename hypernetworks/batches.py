@@ -20,6 +20,7 @@ from .latents import CaptionStore, LatentStore
 from .masks import MaskStore
 from .noise import draw_noise, timestep_shape
 from .plan import Plan, Sample, generator_for, random_for, split, timesteps_for
+from .preview_lines import PreviewLine, captions_as_lines, read_lines
 from .repeats import hands_for, read_pictures
 
 VALIDATION_PICTURES = 8  # at most
@@ -222,12 +223,11 @@ class Batches:
             batches[-1].area = self._area([(picture, False, 0)] * VALIDATION_TIMESTEPS)
         return batches
 
-    def preview_prompts(self) -> list[str]:
+    def preview_lines(self) -> list[PreviewLine]:
         """What previews are drawn of: the prompts asked for, else captions, of held-out pictures first."""
-        asked = [line.strip() for line in self.config.preview_prompts.splitlines() if line.strip()]
         shown = [picture for picture in [*self.held_out, *self.training] if not picture.regularization]
         captions = dict.fromkeys(map(self._validation_caption, shown))
-        return asked or list(captions)[:PREVIEWS]
+        return read_lines(self.config.preview_prompts) or captions_as_lines(list(captions)[:PREVIEWS])
 
     def _validation_caption(self, picture: Picture) -> str:
         return Captions(self.captions.templates[:1], self.config.name, self.config.shared_caption).possible([picture])[0]

@@ -2,15 +2,18 @@
 
     config.json                     the options and the model
     loss.csv                        step, loss, validation_loss, rate
+    result.json                     how the run ended, and how long it took
     previews/step-000100-1.png      pictures by step
+    sheet.png                       all of them as one picture
     checkpoints/step-000200.safetensors    the network as it was, a file like any other
     state.pt                        the last checkpoint's weights, optimizer and step: a run goes on from here
 """
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,11 @@ from typing import Any
 import torch
 
 from .errors import FileRefused
-from .files import write_atomically
+from .legacy import asked_for
+from .writing import append, clear_temporaries, make_folder, sync, write_atomically
 
+LARGEST_ABOUT = 1 << 20  # bytes
+LONGEST_ROW = 200  # bytes
 COLUMNS = ("step", "loss", "validation_loss", "rate")
 
 
@@ -35,6 +41,8 @@ class Row:
 
 class RunFolder:
     """One run's folder, `<runs>/<name>`."""
+
+    SHEET = "sheet.png"
 
     def __init__(self, runs: Path, name: str) -> None:
         self.path = runs / name
@@ -53,51 +61,86 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
     def begin(self, about: Mapping[str, Any], from_step: int) -> None:
-        """Makes the folder and notes what was asked. Rows and previews after `from_step`, from a run that went further, are dropped."""
-        for part in ("previews", "checkpoints"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
+        """Makes the folder and notes what was asked. Rows and previews after `from_step`, from a run that went further, are dropped, and so is
+        what a killed process has left half written."""
+        for folder in (self.path, self.path / "previews", self.path / "checkpoints"):
+            make_folder(folder)
+            clear_temporaries(folder)
         text = json.dumps(dict(about), indent=1, sort_keys=True)
-        write_atomically(self.path / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
-        rows = [row for row in self.rows() if row.step <= from_step]
-        self._write_rows(rows)
+        write_atomically(self.path / "config.json", lambda path: path.write_text(text, encoding="utf-8"), len(text))
+        self.forget_after(from_step)
         for picture in self.previews():
-            if int(picture.name.split("-")[1]) > from_step:
+            if _step(picture) > from_step:
                 picture.unlink()
-        if from_step == 0:
-            self.state_path.unlink(missing_ok=True)
+        for path in (self._result_path, self.sheet_path):
+            path.unlink(missing_ok=True)
 
     def about(self) -> dict[str, Any]:
-        """What was asked, empty where nothing was noted."""
+        """What was asked, empty where nothing was noted or it was damaged from outside."""
         file = self.path / "config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        try:
+            about = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST_ABOUT else {}
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    @property
+    def _result_path(self) -> Path:
+        return self.path / "result.json"
+
+    def note_result(self, about: Mapping[str, Any]) -> None:
+        """Notes how the run has ended."""
+        text = json.dumps(dict(about), indent=1, sort_keys=True)
+        write_atomically(self._result_path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def result(self) -> dict[str, Any]:
+        """What was noted at its end, empty before."""
+        try:
+            found = json.loads(self._result_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or damaged from outside
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def previews(self) -> list[Path]:
         """All previews, oldest first."""
         return sorted((self.path / "previews").glob("step-*.png"))
 
+    def previews_by_place(self) -> dict[tuple[int, int], Path]:
+        """All previews by (step, number of the prompt from 1)."""
+        return {(int(step), int(number)): path for path in self.previews() for _, step, number in [path.stem.split("-")]}
+
+    @property
+    def sheet_path(self) -> Path:
+        """Where the previews stand as one picture."""
+        return self.path / self.SHEET
+
     def rows(self) -> list[Row]:
-        """The loss table, without a line that a crash left half."""
+        """The loss table, without lines that a crash left half. Raises OSError where it cannot be read."""
         file = self.path / "loss.csv"
         if not file.exists():
             return []
-        with file.open(newline="", encoding="utf-8") as lines:
-            found = []
-            for line in csv.reader(lines):
+        found = []
+        with open(file, "rb") as lines:
+            for line in lines:
+                if len(line) > LONGEST_ROW:
+                    continue
                 try:
-                    step, *values = line
-                    found.append(Row(int(step), *(float(value) if value else None for value in values)))
+                    step, *values = line.decode("ascii").rstrip("\r\n").split(",")
+                    row = Row(int(step), *(float(value) if value else None for value in values))
                 except (ValueError, TypeError):
-                    continue  # the heading, or a line cut short
-            return found
+                    continue  # the heading, or a line that was damaged
+                if line.endswith(b"\n"):  # what has no end may have lost digits
+                    found.append(row)
+        return found
 
     def add_row(self, row: Row) -> None:
         """Appends one line to the loss table."""
-        with (self.path / "loss.csv").open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(_cells(row))
+        append(self.path / "loss.csv", _lines([_cells(row)]))
 
-    def keep_checkpoints(self, count: int) -> None:
-        """Deletes all networks of steps but the newest `count`."""
-        for path in sorted((self.path / "checkpoints").glob("step-*.safetensors"))[:-count]:
+    def keep_checkpoints(self, count: int, until_step: int) -> None:
+        """Deletes all networks of steps up to `until_step` but the newest `count`; later ones are of a run that went further."""
+        found = sorted((self.path / "checkpoints").glob("step-*.safetensors"))
+        for path in [path for path in found if _step(path) <= until_step][:-count]:
             path.unlink()
 
     def forget_after(self, step: int) -> None:
@@ -105,26 +148,58 @@ class RunFolder:
         self._write_rows([row for row in self.rows() if row.step <= step])
 
     def _write_rows(self, rows: list[Row]) -> None:
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([COLUMNS, *map(_cells, rows)])
-
-        write_atomically(self.path / "loss.csv", write)
+        text = _lines([COLUMNS, *map(_cells, rows)])
+        write_atomically(self.path / "loss.csv", lambda path: path.write_text(text, encoding="utf-8", newline=""), len(text))
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replaces the state that a run goes on from, whole or not at all."""
-        write_atomically(self.state_path, lambda path: torch.save(dict(state), path))
+        """Replaces the state that a run goes on from, whole or not at all; the loss table up to there is on the disk then, too."""
+        sync(self.path / "loss.csv")
+        write_atomically(self.state_path, lambda path: torch.save(dict(state), path), bytes_of(state))
+
+    def forget_state(self) -> None:
+        """There is nothing to go on from any more."""
+        self.state_path.unlink(missing_ok=True)
 
     def load_state(self) -> dict[str, Any] | None:
         """The state to go on from, None where there is none. Raises `FileRefused` where it cannot be read."""
         if not self.state_path.exists():
             return None
         try:
+            with open(self.state_path, "rb") as file:
+                if "builtins.bytearray" in asked_for(file):  # torch would make one of any size
+                    raise ValueError("it asks for builtins.bytearray")
             # torch.serialization.load, since A1111 replaces torch.load (modules/safe.py:195)
-            return torch.serialization.load(self.state_path, map_location="cpu", weights_only=True)
+            state = torch.serialization.load(self.state_path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch makes of a damaged file, the user's way out is the same
-            raise FileRefused(f"The state of the run {self.path.name!r} cannot be read ({error}); start the run anew.") from error
+            raise self.unusable(str(error).partition("\n")[0].rstrip(". ")) from error
+        if not isinstance(state, dict) or type(state.get("step")) is not int or not {"structure", "weights", "optimizer"} <= state.keys():
+            raise self.unusable("it is no state of a run")
+        return state
+
+    def unusable(self, reason: str) -> FileRefused:
+        """The error for a state that nothing can go on from."""
+        return FileRefused(f"The state of the run {self.path.name!r} cannot be read ({reason}); start the run anew.")
 
 
 def _cells(row: Row) -> list[Any]:
     return [row.step, *("" if value is None else repr(value) for value in (row.loss, row.validation_loss, row.rate))]
+
+
+def bytes_of(state: Any) -> int:
+    """How much room the tensors of a state take, in whatever containers they are."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    members = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(bytes_of, members))
+
+
+def _lines(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _step(file: Path) -> int:
+    """The step in a file's name; 0 where somebody has renamed it."""
+    number = file.stem.split("-")[1:2]
+    return int(number[0]) if number and number[0].isdecimal() else 0

@@ -1,9 +1,8 @@
-"""The command line: `hypernetworks demo | train | generate | export | refine | inspect | convert | ui`."""
+"""The command line: `hypernetworks demo | train | sweep | generate | export | refine | inspect | convert | ui`."""
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from . import __version__, processes
 from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
+from .config_files import read_config
 from .errors import ConfigError, HypernetworkError
 from .host import Folders
 
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
+    for add in (_add_demo, _add_train, _add_sweep, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
         add(commands)
     return parser
 
@@ -76,7 +76,7 @@ def _demo(parsed: argparse.Namespace) -> None:
 def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", _train, "Train a hypernetwork. Options come from CONFIG (TOML or JSON); flags go before it.")
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML or JSON file with any of the options below")
-    parser.add_argument("--preset", default=None, help="start from the options of a preset (see the tab for their names)")
+    parser.add_argument("--preset", default=None, help="start from the options of a preset, one that ships or your own (see the tab for their names)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run with this name")
     parser.add_argument("--overwrite", action="store_true", help="replace a hypernetwork that has this name")
     parser.add_argument("--forecast", action="store_true", help="say how much memory this would take, and train nothing")
@@ -96,40 +96,13 @@ def _add_option(group: Any, option: Option) -> None:
     group.add_argument(option.flag, help=text, **names)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The values of a TOML or JSON file. Raises `ConfigError` that names the file and what is wrong with it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            values = json.loads(text)
-        else:
-            values = _toml().loads(text)
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # both readers' errors and wrong encodings are ValueErrors
-        raise ConfigError(f"The configuration {path} is no valid {'JSON' if path.suffix.lower() == '.json' else 'TOML'}: {error}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"The configuration {path} must hold names and values.")
-    return values
-
-
-def _toml() -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib
-    import tomli
-
-    return tomli
-
-
 def training_config(parsed: argparse.Namespace) -> TrainingConfig:
     """Preset, then file, then flags: what comes later counts."""
     values: dict[str, Any] = {}
     if parsed.preset:
-        from .presets import preset
+        from .user_presets import UserPresets
 
-        values |= preset(parsed.preset)
+        values |= UserPresets(Folders.below(parsed.home)).values(parsed.preset)
     if parsed.config:
         values |= read_config(parsed.config)
     values |= {name: getattr(parsed, name) for name in options(TrainingConfig) if hasattr(parsed, name)}
@@ -161,6 +134,49 @@ def _print_forecast(trainer: Any, host: Any) -> None:
     for label, size in foreseen.table():
         print(f"{label + ':':<22} {size}")
     print(foreseen.sentence)
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = _command(commands, "sweep", _sweep, "Train once for every combination of the lists of values in CONFIG's table [sweep], and print a table.")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML or JSON file of options, with lists of values in its table [sweep]")
+    parser.add_argument("--preset", default=None, help="start from the options of a preset")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs that there are already")
+    parser.add_argument("--overwrite", action="store_true", help="replace hypernetworks that have the runs' names")
+
+
+def _sweep(parsed: argparse.Namespace) -> None:
+    from . import sweep
+    from .user_presets import UserPresets
+
+    values, lists = sweep.split(read_config(parsed.config))
+    host = _host(parsed)
+    base = UserPresets(host.folders).values(parsed.preset) if parsed.preset else {}
+    made = sweep.make({**base, **values}, lists)
+    if not made.runs[0].dataset:
+        raise ConfigError("Say which folder of pictures to train on: dataset in the configuration.")
+    sweep.keep(made, host.folders)
+    for number, config in enumerate(made.runs, 1):
+        print(f"Run {number} of {len(made.runs)}: {config.name}", flush=True)
+        ending = _run_of_sweep(config, host, parsed)
+        written = sweep.write_table(host.folders, made.name)
+        if ending == "stopped":
+            break
+    print(f"\n{sweep.markdown(sweep.outcomes(host.folders, made.name))}\n{written[0]}\n{written[1]}")
+
+
+def _run_of_sweep(config: TrainingConfig, host: Any, parsed: argparse.Namespace) -> str:
+    """How the run ended; one that fails is told, and the others go on."""
+    from .progress_bar import show
+    from .trainer import HypernetworkTrainer
+
+    trainer = HypernetworkTrainer(config=config)
+    try:
+        with host.exclusive():
+            last = show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite))
+    except HypernetworkError as error:
+        print(f"{config.name}: {error}", file=sys.stderr)
+        return "failed"
+    return last.kind if last else ""
 
 
 def _add_generate(commands: Any) -> None:

@@ -140,6 +140,10 @@ class TrainingConfig:
     blocks: tuple[str, ...] = option(
         ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed; others need one pair per layer.",
         choices=("input", "middle", "output"), group="Network", advanced=True)
+    layer_filter: tuple[str, ...] = option(
+        (), "Only these layers",
+        "Widths such as 320, 768, or parts of layers' names such as up_blocks.1, which need one pair per layer. Empty: all that are chosen above.",
+        group="Network", advanced=True)
     layer_structure: tuple[float, ...] = option(
         (1.0, 0.25, 1.0), "Layer structure",
         "Widths of the network's layers as multiples of the input's width; the first and the last are 1. A narrow middle learns from few "
@@ -207,6 +211,7 @@ class TrainingConfig:
     masks: str = option(
         "none", "Masks", "Which places of a picture count. files: those that are light in name-mask.png beside name.png. alpha: those that are not transparent. "
         "both: the file where there is one, else the transparency.", choices=("none", "files", "alpha", "both"), group="Pictures", advanced=True)
+    invert_masks: bool = option(False, "Invert masks", "The dark or transparent places count instead.", group="Pictures", advanced=True)
     unmasked_weight: float = option(0.0, "Unmasked weight", "What places outside the mask count.", minimum=0, maximum=1, group="Pictures", advanced=True)
     unmasked_share: float = option(0.0, "Without masks", "Share of samples of which all places count, whatever their mask says.", minimum=0, maximum=1, group="Pictures", advanced=True)
     masked_prior_weight: float = option(
@@ -291,11 +296,23 @@ class TrainingConfig:
     timestep_spread: float = option(1.0, "Timesteps' spread", "Standard deviation of the logit-normal distribution.", minimum=0.01, maximum=10, group="Loss", advanced=True)
 
     preview_every: int = option(100, "Preview every", "Steps between previews; 0: none.", minimum=0, maximum=1_000_000, group="Watching")
-    preview_prompts: str = option("", "Preview prompts", "One prompt per line; empty: captions of the first pictures.", group="Watching")
+    preview_prompts: str = option(
+        "", "Preview prompts",
+        "One prompt per line; empty: captions of the first pictures. A line may say more of its picture: --n negative prompt --w width --h height --d seed "
+        "--l CFG scale --s steps --ss sampler.", group="Watching")
+    sample_sheet: bool = option(
+        True, "Sample sheet", "At the end, the run's folder gets one picture of all previews: a row for each prompt, a column for each step.", group="Watching", advanced=True)
     preview_steps: int = option(20, "Preview sampling steps", "Sampling steps of a preview.", minimum=1, maximum=200, group="Watching", advanced=True)
     preview_cfg_scale: float = option(5.0, "Preview CFG scale", "How strictly previews follow their prompt.", minimum=1, maximum=30, group="Watching", advanced=True)
     preview_seed: int = option(1, "Preview seed", "Every preview starts from the same noise.", minimum=0, maximum=2**32 - 1, group="Watching", advanced=True)
     validation_every: int = option(50, "Validate every", "Steps between validation losses; 0: never.", minimum=0, maximum=1_000_000, group="Watching", advanced=True)
+    tensorboard: bool = option(
+        False, "TensorBoard", "Losses, rate and previews as event files in the run's folder too; needs the package tensorboard.", group="Watching", advanced=True)
+    early_stop: int = option(
+        0, "Early stop", "End after so many validations in a row without a lower loss on the held-out pictures; 0: never before the last step.",
+        minimum=0, maximum=10_000, group="Watching", advanced=True)
+    keep_best: bool = option(
+        False, "Keep the best", "The file holds the weights of the lowest validation loss, not those of the last step.", group="Watching", advanced=True)
     checkpoints_kept: int = option(0, "Checkpoints kept", "The newest so many stay as files, to be used as networks; 0: all. A run goes on from the last in any case.", minimum=0, maximum=10_000, group="Watching", advanced=True)
     checkpoint_every: int = option(200, "Checkpoint every", "Steps between checkpoints, from which a run can go on; 0: only at the end.", minimum=0, maximum=1_000_000, group="Watching")
 

@@ -51,7 +51,7 @@ _TURNS = {
 class Picture:
     """One picture of a dataset. `width` and `height` are in pixels after EXIF rotation; `key` is a hash of the file's bytes, `group` the
     style, subject or task that it shares with others (see groups.py). It is shown `repeats` times as often as others; `folder` is the name of
-    the numbered folder that says so (see repeats.py)."""
+    the folder within the data set's folder that it stands in."""
 
     path: Path
     width: int

@@ -38,6 +38,10 @@ class TrainingFailed(HypernetworkError):
     """Training cannot start or go on (loss is not a number, no space left, out of memory)."""
 
 
+class DiskFull(TrainingFailed):
+    """The disk has no room for what is to be written; what stood there before is as it was."""
+
+
 class HostBusy(HypernetworkError):
     """The model is in use by another job."""
 

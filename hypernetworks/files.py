@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import errno
 import hashlib
 import io
 import json
 import os
-import secrets
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +25,9 @@ from PIL import Image
 
 from . import legacy
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, TrainingFailed
+from .headers import check_header, parsed
 from .residual import Key, ResidualHypernetwork, ResidualStructure
+from .writing import write_atomically
 
 FORMAT = "hypernetworks"
 VERSION = 1
@@ -108,7 +108,7 @@ def save(
     if path.exists() and not overwrite:
         raise NameTaken(f"There is a file {path.name} already: choose another name, or allow it to be overwritten.")
     data = legacy.to_bytes(network) if path.suffix.lower() == ".pt" else _to_safetensors(network, dtype)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
     return path
 
 
@@ -142,27 +142,6 @@ def check_name(name: str) -> str:
     if len(name.encode()) > _LONGEST_NAME:
         raise NameRefused(f"The name is too long: {len(name.encode())} bytes, and {_LONGEST_NAME} fit.")
     return name
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it: at any moment `path` is the old file or the whole new one.
-
-    Raises `TrainingFailed` where the disk is full or the folder cannot be written; old file and folder are then as before.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path, write)
-    except Exception as error:  # for a full disk each library raises an error of its own kind
-        if _is_disk_full(error):
-            raise TrainingFailed(
-                f"{path.name} was not saved: the disk of {path.parent} is full. Free some space and save again."
-            ) from error
-        if isinstance(error, OSError):
-            raise TrainingFailed(
-                f"{path.name} was not saved: {path.parent} cannot be written ({error.strerror or error})."
-            ) from error
-        raise
 
 
 def short_hash(path: str | Path) -> str:
@@ -259,6 +238,7 @@ def _load_safetensors(path: Path) -> ResidualHypernetwork:
 
 def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
     """What the header says, and the names of the tensors; no weight is read."""
+    check_header(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata, names = dict(file.metadata() or {}), set(file.keys())
@@ -287,7 +267,7 @@ def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
 def _pairs(text: str) -> dict[Key, int]:
     """`[[key, width], ...]` as a mapping. Raises ValueError or TypeError for anything else."""
     pairs = {}
-    for key, width in json.loads(text):
+    for key, width in parsed(text):
         if type(key) not in (int, str) or type(width) is not int:
             raise ValueError("not a list of keys and widths")
         pairs[key] = width
@@ -296,7 +276,7 @@ def _pairs(text: str) -> dict[Key, int]:
 
 def _structure(text: str) -> ResidualStructure:
     """The structure in JSON. Raises ValueError, TypeError or `ConfigError` for anything else."""
-    values = json.loads(text)
+    values = parsed(text)
     if not isinstance(values, dict):
         raise ValueError("its structure")
     kinds = {field.name: type(field.default) for field in fields(ResidualStructure)}
@@ -304,34 +284,3 @@ def _structure(text: str) -> ResidualStructure:
         if not isinstance(value, list if kinds.get(name) is tuple else kinds.get(name, ())):
             raise ValueError(f"{name} in its structure")
     return ResidualStructure(**values)
-
-
-def _write_and_rename(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a renaming last through a power cut; Windows neither needs nor offers it."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """safetensors and torch raise their own errors with the system's text in them."""
-    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-    return (isinstance(error, OSError) and error.errno in full) or any(
-        text in str(error) for text in ("No space left on device", "os error 28", "os error 112", "Disk quota exceeded")
-    )

@@ -16,9 +16,10 @@ import torch
 from . import legacy
 from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
-from .files import FORMAT, VERSION, check_name, preview_of, write_atomically
+from .files import FORMAT, VERSION, check_name, preview_of
 from .generator import Hypernetwork, HypernetworkStructure
-from .headers import read_metadata
+from .headers import check_header, parsed, read_metadata
+from .writing import write_atomically
 
 KIND = "generator"
 _OWN_METADATA = ("format", "format_version", "kind", "architecture", "layers", "name", "description", "step")
@@ -66,7 +67,7 @@ def save_generator(
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise TrainingFailed(f"{path.name} was not saved: the generator holds numbers that are not finite.")
     data = safetensors.torch.save(tensors, _metadata(hypernetwork))
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
     return path
 
 
@@ -144,6 +145,7 @@ def _read_header(path: Path) -> tuple[GeneratorFacts, set[str]]:
     """What the header says, and the names of the tensors; no weight is read."""
     if not path.is_file():
         raise FileRefused(f"There is no file {path}.")
+    check_header(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata, names = dict(file.metadata() or {}), set(file.keys())
@@ -169,7 +171,7 @@ def _read_header(path: Path) -> tuple[GeneratorFacts, set[str]]:
 
 def _structure(text: str) -> HypernetworkStructure:
     """Raises ValueError, TypeError or `ConfigError` for anything but a structure in JSON."""
-    values = json.loads(text)
+    values = parsed(text)
     if not isinstance(values, dict):
         raise ValueError("its architecture")
     return HypernetworkStructure(**values)
@@ -177,7 +179,7 @@ def _structure(text: str) -> HypernetworkStructure:
 
 def _layers(text: str) -> tuple[Layer, ...]:
     """Raises ValueError or TypeError for anything but `[[name, in, out], ...]`."""
-    layers = [Layer(*entry) for entry in json.loads(text)]
+    layers = [Layer(*entry) for entry in parsed(text)]
     widths = [width for layer in layers for width in layer[1:]]
     if not all(isinstance(layer.name, str) for layer in layers) or len({layer.name for layer in layers}) < len(layers):
         raise ValueError("not a list of layers")

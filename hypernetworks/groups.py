@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .dataset import Dataset, Picture, read_folder
 from .errors import DatasetError
@@ -16,10 +17,10 @@ from .repeats import numbered
 NAMED = 3  # folders that a warning names before it says how many more
 
 
-def read_groups(folder: str | Path, *, resolution: int = 0, shared_caption: str = "", cache: Path | None = None) -> Dataset:
+def read_groups(folder: str | Path, **about: Any) -> Dataset:
     """The pictures of all folders within `folder`, each with its folder's name as its `group`; those of a folder that has none
     within it are one group. The number of a folder named such as 10_ink says how often its pictures are shown, and is no part of the
-    group's name. The arguments are those of `read_folder`.
+    group's name. `about` are the arguments of `read_folder`.
 
     Folders without pictures, and folders with a single one, which could be no other's reference, are left out with a warning.
     Raises `DatasetError` where nothing is left.
@@ -27,11 +28,11 @@ def read_groups(folder: str | Path, *, resolution: int = 0, shared_caption: str 
     folder = Path(os.path.expanduser(folder))
     inner = _folders(folder)
     if not inner:
-        return _checked([_read(folder, resolution, shared_caption, cache)], folder)
+        return _checked([_read(folder, **about)], folder)
     found, problems = [], []
     for path in inner:
         try:
-            found.append(_read(path, resolution, shared_caption, cache))
+            found.append(_read(path, path.name, **about))
         except DatasetError as error:
             problems.append(str(error))
     if not found:
@@ -57,7 +58,7 @@ def split_groups(pictures: Sequence[Picture], share: float, seed: int) -> tuple[
     if len(groups) < 2:
         return split(pictures, share, seed)
     chosen = set(random_for(seed, 0, 0, "held-out groups").sample(groups, min(held_out, len(groups) - 1)))
-    return [picture for picture in pictures if picture.group not in chosen], _in_turns(
+    return [picture for picture in pictures if picture.group not in chosen], in_turns(
         [picture for picture in pictures if picture.group in chosen]
     )
 
@@ -76,10 +77,11 @@ class References:
         return random_for(seed, step, sample, "reference").choice(others)
 
 
-def _read(folder: Path, resolution: int, shared_caption: str, cache: Path | None) -> Dataset:
-    dataset = read_folder(folder, resolution=resolution, shared_caption=shared_caption, cache=cache)
+def _read(folder: Path, within: str = "", **about: Any) -> Dataset:
+    """The pictures of one folder, as a group; `within` is its name in the labels of its pictures."""
+    dataset = read_folder(folder, **about)
     repeats, name = numbered(folder.name) or (1, folder.name)
-    dataset.pictures = [dataclasses.replace(picture, group=name, repeats=repeats) for picture in dataset.pictures]
+    dataset.pictures = [dataclasses.replace(picture, group=name, repeats=repeats, folder=within) for picture in dataset.pictures]
     return dataset
 
 
@@ -108,7 +110,7 @@ def _checked(datasets: Sequence[Dataset], folder: Path) -> Dataset:
 def _shortened(texts: Sequence[str]) -> list[str]:
     """The first few of many sentences of one kind."""
     more = len(texts) - NAMED
-    return [*texts[:NAMED], *([f"The same or the like goes for {more} more folders."] if more > 0 else [])]
+    return [*texts[:NAMED], *([f"The same or the like goes for {more} more folder{'s' * (more > 1)}."] if more > 0 else [])]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -116,7 +118,8 @@ def _listed(names: Sequence[str]) -> str:
     return named if len(names) <= NAMED else f"{named} and {len(names) - NAMED} more"
 
 
-def _in_turns(pictures: Sequence[Picture]) -> list[Picture]:
+def in_turns(pictures: Sequence[Picture]) -> list[Picture]:
+    """The first picture of every group before the second of any."""
     seen: dict[str, int] = defaultdict(int)
     turns = []
     for picture in pictures:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import FileRefused
-from .files import write_atomically
+from .writing import write_atomically
 
 _START = '{"__metadata__":'  # the reference implementation, which writes our files, puts it first
 _AT_ONCE = 2**16  # bytes; most headers are shorter
-_LARGEST = 100_000_000  # bytes of a header; safetensors takes no larger one
+LARGEST = 2 << 20  # bytes of a header; those of hypernetworks have some hundred thousand, and objects take many times the room of their text
+MOST_ENTRIES = 10_000  # of a header, one for each weight; checkpoints of whole models have some thousand
+LONGEST_TEXT = 1 << 18  # of JSON within the metadata, for the same reason
 _LAST_OFFSET = re.compile(r',(\d{1,18})\]\}\}\s*$')
 _DECODER = json.JSONDecoder()
 
@@ -36,6 +38,27 @@ def read_metadata(path: str | Path, size: int | None = None) -> dict[str, str] |
     except (ValueError, RecursionError):
         return None
     return metadata if isinstance(metadata, dict) and set(map(type, metadata.values())) <= {str} else None
+
+
+def check_header(path: Path) -> None:
+    """Raises `FileRefused` for a header that would take far more memory than the file has bytes, before anything makes objects of it."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(LARGEST) if length <= LARGEST else b""
+    except OSError as error:
+        raise FileRefused(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    if LARGEST < length <= path.stat().st_size:
+        raise FileRefused(f"{path.name} cannot be used: its header has {length / 2**20:.1f} MB, and no hypernetwork's is larger than {LARGEST >> 20}.")
+    if header.count(b"{") > MOST_ENTRIES or header.count(b",") > 8 * MOST_ENTRIES:
+        raise FileRefused(f"{path.name} cannot be used: its header has more entries than any hypernetwork has weights.")
+
+
+def parsed(text: str) -> Any:
+    """What JSON within the metadata says. Raises ValueError and RecursionError."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError("far longer than any hypernetwork's")
+    return json.loads(text)
 
 
 def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
@@ -58,7 +81,7 @@ def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
             new.write(header)
             shutil.copyfileobj(old, new, 2**20)
 
-    write_atomically(path, write)
+    write_atomically(path, write, path.stat().st_size)
 
 
 def _beginning(path: str | Path, size: int | None) -> tuple[int, str, int]:
@@ -91,7 +114,7 @@ def _header(file: BinaryIO) -> tuple[int, str]:
 
 def _checked_length(data: bytes) -> int:
     length = int.from_bytes(data, "little")
-    if not 2 <= length <= _LARGEST:
+    if not 2 <= length <= LARGEST:
         raise ValueError("no header")
     return length
 

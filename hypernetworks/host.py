@@ -69,6 +69,7 @@ class GenerationRequest:
 
     `prompts`, where given, holds one prompt for each of the `count` pictures and takes the place of `prompt`. With `literal`, a host that
     has an emphasis syntax takes the prompts without it. `zero_terminal_snr` asks for the model's noise schedule as `noise.py` rescales it.
+    `sampler` is one of the host's `samplers`, or empty for the one that it usually takes.
     """
 
     prompt: str
@@ -82,6 +83,7 @@ class GenerationRequest:
     prompts: tuple[str, ...] = ()
     literal: bool = True
     zero_terminal_snr: bool = False
+    sampler: str = ""
 
 
 StepCallback = Callable[[int, int], None]
@@ -155,6 +157,10 @@ class Host(Protocol):
     @property
     def rows(self) -> tuple[Row, ...]:
         """Of the UNet evaluation that `on_step` announces, what each row is; empty between pictures."""
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that a request may ask for."""
 
     @property
     def captioner(self) -> Callable[[Image.Image], str] | None:

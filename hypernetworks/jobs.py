@@ -1,9 +1,11 @@
-"""The one training run that a page can start, watch, leave and find again. It lives in its own thread, not in the page."""
+"""The training run that a page can start, watch, leave and find again, and those that wait behind it. It lives in its own thread, not in the page."""
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from .config import TrainingConfig
 from .errors import HostBusy, HypernetworkError
 from .host import Host
+from .waiting import Queue, Waiting
 
 if TYPE_CHECKING:
+    from .sweep import Sweep
     from .trainer import Progress
 
 MakeTrainer = Callable[..., Any]
 """Called with `config=`; gives something with `run(host=, resume=, overwrite=)`, `stop()` and `cancel()`."""
 
+PATIENCE = 1.0  # seconds between looks whether the model is free
 ENDINGS = ("finished", "stopped", "cancelled")
 log = logging.getLogger(__name__)
 
@@ -78,11 +83,19 @@ class Job:
         self.ending: str | None = None  # "stop" or "cancel" once asked for
         self._trainer = trainer
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()
 
     @property
     def running(self) -> bool:
         """Whether its thread is at work, be it for the saving at the end."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._over.is_set()
+
+    @property
+    def state(self) -> str:
+        """"running", "failed", or how the run ended: "finished", "stopped" or "cancelled"."""
+        if self.running:
+            return "running"
+        return "failed" if self.error or self.last is None else self.last.kind
 
     @property
     def path(self) -> Path | None:
@@ -112,13 +125,19 @@ class Job:
             self._thread.join(timeout)
         return not self.running
 
-    def _start(self, events: Callable[[], Iterator[Progress]], host: Host) -> None:
-        self._thread = threading.Thread(target=self._work, args=(events, host), name=f"training {self.config.name}", daemon=True)
+    def _start(self, events: Callable[[], Iterator[Progress]], host: Host, patient: bool, then: Callable[[], None]) -> None:
+        def work() -> None:
+            self._work(events, host, patient)
+            self._over.set()
+            then()
+
+        self._thread = threading.Thread(target=work, name=f"training {self.config.name}", daemon=True)
         self._thread.start()
 
-    def _work(self, events: Callable[[], Iterator[Progress]], host: Host) -> None:
+    def _work(self, events: Callable[[], Iterator[Progress]], host: Host, patient: bool) -> None:
         try:
-            with host.exclusive():
+            with ExitStack() as stack:
+                self._take_model(stack, host, patient)
                 for event in events():
                     self._note(event)
                     if host.report(f"Training {self.config.name}", event.step, event.steps):
@@ -129,6 +148,17 @@ class Job:
             log.exception("Training %r stopped", self.config.name)
             reason = f"{type(error).__name__}: {error}".rstrip(": .")
             self.error = f"Training stopped because of an error inside the program ({reason}); the log has the details."
+
+    def _take_model(self, stack: ExitStack, host: Host, patient: bool) -> None:
+        """Holds the model until the stack ends. A patient run waits while another job has it, unless it is told to end."""
+        while True:
+            try:
+                stack.enter_context(host.exclusive())
+                return
+            except HostBusy:
+                if not patient or self.ending:
+                    raise
+            time.sleep(PATIENCE)
 
     def _note(self, event: Progress) -> None:
         with self.lock:
@@ -152,11 +182,12 @@ class Job:
 
 
 class Jobs:
-    """Starts runs on a host, one at a time, and remembers the last one."""
+    """Starts runs on a host, one at a time, and remembers the last one. When one ends, in whatever way, the next of the queue begins."""
 
     def __init__(self, host: Host, make_trainer: MakeTrainer | None = None) -> None:
         self.host = host
         self.current: Job | None = None
+        self.queue = Queue(lambda: host.folders)
         self._make_trainer = make_trainer
         self._lock = threading.Lock()
         self._count = 0
@@ -166,11 +197,61 @@ class Jobs:
         with self._lock:
             if self.current is not None and self.current.running:
                 raise HostBusy(f"A training run is going on already ({self.current.config.name}); stop it first or wait for its end.")
-            trainer = trainer or self._new_trainer(config)
-            self._count += 1
-            self.current = job = Job(self._count, trainer, config)
-            job._start(lambda: trainer.run(host=self.host, resume=resume, overwrite=overwrite), self.host)
+            return self._launch(trainer or self._new_trainer(config), config, resume, overwrite)
+
+    def add(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False, sweep: str = "") -> Waiting:
+        """Puts a run at the end of the queue; it begins at once where it is the first, nothing is running and the queue is not held.
+
+        Raises what `Queue.add` raises.
+        """
+        one = self.queue.add(config, resume, overwrite, sweep)
+        self.go_on()
+        return one
+
+    def add_sweep(self, sweep: Sweep, runs: Sequence[TrainingConfig], overwrite: bool = False) -> None:
+        """Puts the runs of a sweep at the end of the queue, all of them or none. Raises what `Queue.add` raises."""
+        from .sweep import keep
+
+        added = []
+        try:
+            for config in runs:
+                added.append(self.queue.add(config, overwrite=overwrite, sweep=sweep.name))
+        except HypernetworkError:
+            for one in added:
+                self.queue.remove(one.number)
+            raise
+        keep(sweep, self.host.folders)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Begins the next run of the queue, unless one is running or the queue is held."""
+        with self._lock:
+            while (self.current is None or not self.current.running) and (one := self.queue.take()) is not None:
+                try:
+                    self._launch(self._new_trainer(one.config), one.config, one.resume, one.overwrite, one)
+                except HypernetworkError as error:
+                    self.queue.finish(one, "failed", str(error))
+
+    def _launch(self, trainer: Any, config: TrainingConfig, resume: bool, overwrite: bool, one: Waiting | None = None) -> Job:
+        def then() -> None:
+            if one is not None:
+                self.queue.finish(one, job.state, job.error or (job.last.message if job.last else ""))
+                if one.sweep:
+                    self._write_table(one.sweep)
+            self.go_on()
+
+        self._count += 1
+        self.current = job = Job(self._count, trainer, config)
+        job._start(lambda: trainer.run(host=self.host, resume=resume, overwrite=overwrite), self.host, one is not None, then)
         return job
+
+    def _write_table(self, sweep: str) -> None:
+        from .sweep import write_table
+
+        try:
+            write_table(self.host.folders, sweep)
+        except HypernetworkError as error:
+            log.warning("The table of the sweep %r was not written: %s", sweep, error)
 
     def _new_trainer(self, config: TrainingConfig) -> Any:
         if self._make_trainer is None:

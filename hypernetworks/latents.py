@@ -17,13 +17,14 @@ from torch import Tensor
 
 from .dataset import Bucket, Picture, UnreadablePicture, bucket_of, crop_of, load_pixels
 from .errors import TrainingFailed
-from .files import write_atomically
 from .host import Conditioning, Host, PictureSize
+from .writing import clear_temporaries, write_atomically
 
 VERSION = 1  # of what lies between a picture's file and its latents; a new number makes all be encoded anew
 LARGEST_BATCH = 8
 BATCH_PIXELS = LARGEST_BATCH * 512 * 512  # larger pictures go in smaller batches: the autoencoder's memory grows with the pixels
 PROMPTS_AT_ONCE = 16
+DAY = 86400.0  # seconds; another process may be writing what is younger
 WORKERS = 4  # threads that decode pictures and write files
 
 
@@ -79,6 +80,7 @@ class LatentStore:
             for crop in range(crops)
             for view in [View(picture, self.bucket(picture), mirrored, crop)]
         }
+        clear_temporaries(self.folder, older_than=DAY)
         missing = [view for name, view in wanted.items() if not _is_whole(self.folder / name)]
         done = len(wanted) - len(missing)
         yield done, len(wanted)
@@ -214,7 +216,8 @@ def _pixels(view: View) -> Tensor | UnreadablePicture:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary), size)
 
 
 def _is_whole(path: Path) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
-from .config import TrainingConfig
+from .board import check_board
+from .config import TrainingConfig, options
 from .ema import Average
 from .errors import ConfigError
 from .memory import Offload
@@ -23,6 +24,7 @@ from .optimizers import (
     restore,
     set_training,
 )
+from .preview_lines import read_lines
 from .processes import average_gradients
 from .schedule import LearningRate, is_auto, parse_stages, stage_at
 from .trainees import Trainee
@@ -42,6 +44,12 @@ def check_options(config: TrainingConfig) -> None:
     parse_stages(config.clip_schedule, "Clipping over time")
     find_optimizer(config.optimizer)
     read_arguments(config.optimizer_arguments)
+    read_lines(config.preview_prompts)
+    check_board(config)
+    for name in ("early_stop", "keep_best"):
+        if getattr(config, name) and not (config.validation_every and config.validation_share):
+            label = options(TrainingConfig)[name].label
+            raise ConfigError(f"{label} ({name}) needs validations: set Validate every (validation_every) and Held-out share (validation_share).")
 
 
 class Learner:

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from .archives import member_count
 from .errors import ConfigError, FileRefused, UnsafeFile
 from .residual import ResidualHypernetwork, ResidualStructure
 
 LARGEST = 4 * 2**30  # bytes; SDXL's widths with layers of four times the input's width need about a third of it
-MOST_OPERATIONS = 500_000  # of a pickle; the largest hypernetworks need some ten thousand
+MOST_OPERATIONS = 100_000  # of a pickle; the largest hypernetworks need some ten thousand
+LARGEST_PICKLE = 2 << 20  # bytes, without the weights; objects take many times the room of what makes them
+MOST_MEMBERS = 20_000  # of a zip file; the largest hypernetworks have some thousand
 
 _DATA_ONLY = {
     "collections.OrderedDict",
@@ -138,7 +142,7 @@ def unpickle(path: Path) -> Any:
         raise FileRefused(f"{path.name} is larger than any hypernetwork ({path.stat().st_size / 2**30:.1f} GB).")
     data = path.read_bytes()
     try:
-        code = sorted(_globals(io.BytesIO(_main_pickle(data))) - _DATA_ONLY)
+        code = sorted(_asked_for(data) - _DATA_ONLY)
         if not code:
             # not torch.load: A1111 replaces it by its own, which returns None for new zip files (safe.py:195)
             return torch.serialization.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -152,47 +156,68 @@ def unpickle(path: Path) -> Any:
     )
 
 
-def _main_pickle(data: bytes) -> bytes:
-    """The bytes in which the pickles stand: a member of a zip file, or the file itself in the old serialization."""
-    if not data.startswith(b"PK\x03\x04"):
-        return data
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def check_archive(file: BinaryIO) -> str:
+    """The member of a zip file as torch writes it in which the pickle stands. Raises ValueError for any other, and for one that would unpack
+    to more than it holds."""
+    if member_count(file) > MOST_MEMBERS:
+        raise ValueError("more members than any network has weights")
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        mains = [member for member in members if member.filename.endswith("data.pkl")]
-        if len(mains) != 1 or len({member.filename for member in members}) != len(members):
-            raise ValueError("not one data.pkl")
-        if sum(member.file_size for member in members) > 2 * len(data):
-            raise ValueError("unpacks to far more than it holds")
-        return archive.read(mains[0])
+    mains = [member for member in members if member.filename.endswith("data.pkl")]
+    if len(mains) != 1 or len({member.filename for member in members}) != len(members):
+        raise ValueError("not one data.pkl")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("compressed, which torch's files are not")
+    if sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+        raise ValueError("unpacks to more than it holds")
+    return mains[0].filename
 
 
-def _globals(stream: io.BytesIO) -> set[str]:
-    """Names of the functions and classes that the pickles in a stream ask for; the old serialization has five pickles in a row.
+def asked_for(file: BinaryIO) -> set[str]:
+    """Names of the functions and classes that the pickle in a zip file of torch's asks for. Raises ValueError and OverflowError for one that would
+    take far more memory than the file has bytes, before anything makes objects of it."""
+    name, size = check_archive(file), file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive, archive.open(name) as member:
+        return _globals(member.read(LARGEST_PICKLE + size // 100), 1, MOST_OPERATIONS + size // 1000)
+
+
+def _asked_for(data: bytes) -> set[str]:
+    """The same for the old serialization too, which begins with five pickles."""
+    return asked_for(io.BytesIO(data)) if data.startswith(b"PK\x03\x04") else _globals(data[:LARGEST_PICKLE], 5, MOST_OPERATIONS)
+
+
+def _globals(data: bytes, pickles: int, most_operations: int) -> set[str]:
+    """Names of the functions and classes that so many pickles in a row ask for. Raises ValueError where they are cut short and ask for nothing
+    that is refused.
 
     torch's own check refuses code too. This one comes first, names it also where torch only says "unsupported operand", and
     allows less: not, for instance, `bytearray`, which makes a tiny file fill the memory.
     """
     found: set[str] = set()
-    operations = 0
-    for _ in range(5):
+    stream, operations = io.BytesIO(data), 0
+    for _ in range(pickles):
         texts: list[str] = ["?", "?"]  # the last two, which STACK_GLOBAL takes as module and name
         memo: dict[int, str] = {}
         try:
             for operation, argument, _position in pickletools.genops(stream):
                 operations += 1
-                if operations > MOST_OPERATIONS:
+                if operations > most_operations:
                     raise OverflowError("too many operations")
                 if operation.name in ("GLOBAL", "INST"):
                     found.add(_global(*argument.split(" ", 1)))
                 elif operation.name == "STACK_GLOBAL":
                     found.add(_global(*texts))
+                elif operation.name in ("EXT1", "EXT2", "EXT4"):
+                    found.add(f"extension {argument}")
                 elif operation.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
                     memo[len(memo) if argument is None else argument] = texts[-1]
                 elif operation.name in ("GET", "BINGET", "LONG_BINGET"):
                     texts = [texts[-1], memo.get(argument, "?")]
                 elif isinstance(argument, str):
                     texts = [texts[-1], argument]
-        except ValueError:  # the end of the pickles, or of what can be read of them
+        except ValueError:
+            if not found - _DATA_ONLY:
+                raise
             break
     return found
 

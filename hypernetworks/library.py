@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from .errors import ConfigError, FileRefused, HypernetworkError, NameTaken
 from .files import FORMAT, SUFFIXES, VERSION, FileFacts, check_name, describe, load, save, short_hash
 from .generator_files import KIND as GENERATOR
 from .generator_files import GeneratorFacts, describe_generator, is_generator
-from .headers import change_metadata, read_metadata
+from .headers import change_metadata, parsed, read_metadata
 from .host import Folders
 from .residual import ResidualHypernetwork
 from .sidecars import belonging, change_card, family, move, picture_beside, read_card
@@ -225,7 +223,7 @@ class Library:
 def settings(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The training options that a file's metadata holds, as somebody wrote them; empty where there are none or they cannot be read."""
     try:
-        found = json.loads(metadata.get("settings", "{}"))
+        found = parsed(metadata.get("settings", "{}"))
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -264,7 +262,7 @@ def _from_metadata(name: str, file: File, metadata: Mapping[str, str]) -> Entry:
     if kind == "residual":
         kind, widths = _pairs(metadata.get("pairs", ""))
     else:
-        architecture = json.loads(metadata.get("architecture", ""))
+        architecture = parsed(metadata.get("architecture", ""))
         makes = _makes(map(str, architecture["target_layers"]), int(architecture["rank"]))
     step, base_model = int(metadata.get("step", "")), metadata.get("base_model", "")
     return Entry(name, file.path, file.size, _date(metadata, file), kind, widths, makes, step, base_model)
@@ -273,7 +271,7 @@ def _from_metadata(name: str, file: File, metadata: Mapping[str, str]) -> Entry:
 @lru_cache
 def _pairs(text: str) -> tuple[str, tuple[int, ...]]:
     """Kind and widths of a residual network from its header's list of pairs, which thousands of files have in common."""
-    pairs = json.loads(text)
+    pairs = parsed(text)
     return _kind(key for key, _ in pairs), tuple(sorted({int(width) for _, width in pairs}))
 
 
@@ -351,7 +349,7 @@ def _hash(path: Path) -> str:
 def _losses(run: RunFolder | None) -> tuple[Row, ...]:
     try:
         return tuple(run.rows()) if run else ()
-    except (OSError, ValueError, csv.Error):  # a table that was damaged from outside
+    except OSError:
         return ()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from .config import TrainingConfig
@@ -55,6 +55,7 @@ class MaskStore:
         mask = self._open(picture)
         if mask is None:
             return torch.ones(1, bucket.height // factor, bucket.width // factor)
+        mask = ImageOps.invert(mask) if self.config.invert_masks else mask
         place = crop_of(picture.width, picture.height, bucket, crop)
         mask = mask.resize((place.width, place.height), Image.Resampling.BILINEAR)
         mask = mask.crop((place.left, place.top, place.left + bucket.width, place.top + bucket.height))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from .attention import network_widths
 from .config import TrainingConfig, plain
 from .errors import ConfigError
-from .files import preview_text
+from .files import FileFacts, preview_text
 from .host import ModelFacts
 from .legacy import LARGEST
 from .residual import ResidualHypernetwork, ResidualStructure
@@ -34,7 +34,7 @@ def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork
     )
     if not config.per_layer and set(config.blocks) != {"input", "middle", "output"}:
         raise ConfigError("Blocks (blocks) can be chosen with one pair per layer (per_layer) only: a pair per width serves all blocks.")
-    widths = network_widths(unet, config.target_layers, config.per_layer, config.blocks)
+    widths = filtered(network_widths(unet, config.target_layers, config.per_layer, config.blocks), config.layer_filter)
     size = _size(widths.values(), config.layer_structure)
     if size > LARGEST:
         raise ConfigError(
@@ -44,6 +44,17 @@ def new_network(unet: nn.Module, config: TrainingConfig) -> ResidualHypernetwork
     network = ResidualHypernetwork(widths, structure, initialization=config.weight_initialization, seed=config.seed)
     network.name, network.description = config.name, config.description
     return network
+
+
+def filtered(widths: Mapping[Any, int], parts: Sequence[str]) -> dict[Any, int]:
+    """The pairs (a layer's name or a width -> width) whose width is one of these numbers, or whose name has one of these parts; all where there
+    are none. Raises `ConfigError` for a part that fits no pair."""
+    chosen = {part: [key for key, width in widths.items() if part == str(width) or (isinstance(key, str) and part in key and not part.isdecimal())] for part in parts}
+    for part, keys in chosen.items():
+        if not keys:
+            known = ", ".join(map(str, sorted(set(widths.values()))))
+            raise ConfigError(f"Only these layers (layer_filter) cannot be {part!r}: no pair has that in its name, and the widths are {known}.")
+    return {key: width for key, width in widths.items() if not parts or any(key in keys for keys in chosen.values())}
 
 
 def _size(widths: Iterable[int], layer_structure: Sequence[float]) -> int:
@@ -81,6 +92,12 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         with Image.open(preview) as picture:
             metadata["preview"] = preview_text(picture)
     return metadata
+
+
+def steps_done(facts: FileFacts) -> int:
+    """How far the run went that a file came out of, which may hold the weights of an earlier step (keep_best)."""
+    last = facts.metadata.get("last_step", "")
+    return int(last) if last.isascii() and last.isdecimal() and len(last) < 12 else facts.step
 
 
 def _without_places(config: TrainingConfig) -> dict[str, str]:

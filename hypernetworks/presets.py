@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,13 @@ PRESETS = {
         "Is it going anywhere? A short run with frequent previews, to be followed by a longer one.",
         {"caption_dropout": 0.0, "max_steps": 200, "preview_every": 50, "validation_every": 25},
     ),
+    "Low memory": Preset(
+        "For graphics cards of 6 GB and less: one picture at a time, cross-attention alone, and time spent to save memory. Learns textures less well.",
+        {
+            "target_layers": ("attn2",), "batch_size": 1, "gradient_accumulation": 4, "gradient_checkpointing": True, "caption_dropout": 0.0,
+            "max_steps": 800,
+        },
+    ),
     "A1111-compatible": Preset(
         "For every web UI's own hypernetwork code too: one pair of networks per width, written as .pt as well. Learns textures less well.",
         {"per_layer": False, "also_pt": True},
@@ -41,10 +49,15 @@ PRESETS = {
 
 
 def preset(name: str) -> dict[str, Any]:
+    """The options of the preset of that name that ships, as `find` gives them."""
+    return find(name, PRESETS)
+
+
+def find(name: str, presets: Mapping[str, Preset]) -> dict[str, Any]:
     """The options of the preset of that name, in any case. Raises `ConfigError` that names the nearest one."""
-    known = {known.lower(): known for known in PRESETS}
+    known = {known.lower(): known for known in presets}
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {known[near[0]]!r}?" if near else f"there are {', '.join(PRESETS)}."
+        hint = f"did you mean {known[near[0]]!r}?" if near else f"there are {', '.join(presets)}."
         raise ConfigError(f"There is no preset {name!r}: {hint}")
-    return dict(PRESETS[known[name.lower()]].values)
+    return dict(presets[known[name.lower()]].values)

@@ -39,6 +39,8 @@ class ConditionSource:
     def __post_init__(self) -> None:
         if self.kind not in SOURCES.values():
             raise HypernetworkError(f"A condition is made of a text, a reference or a task, not of {self.kind!r}.")
+        if self.kind == "reference" and not self.value:
+            raise HypernetworkError("Drop in a reference picture first, or choose something else to make the weights for.")
         if self.kind == "reference" and not REFERENCE.fullmatch(self.value):
             raise HypernetworkError(f"A reference picture is told by the ten digits 0-9 and a-f of its hash, not by {self.value!r}.")
         if self.kind == "task" and not self.value:
@@ -169,10 +171,15 @@ def _sources(active: ActiveNetwork) -> list[str]:
     said = []
     for source, number in ((active.condition, ""), (active.second, "2")):
         if source is not None:
-            said.append(f"{labels[source.kind]}{number}={UNWRITABLE.sub(lambda match: quote(match[0], safe=''), source.value)}")
+            said.append(f"{labels[source.kind]}{number}={written(source.value)}")
     if active.blend != (0 if active.second is None else HALF):
         said.append(f"blend={_text(active.blend)}")
     return said
+
+
+def written(value: str) -> str:
+    """A text, a hash or a name as it stands in a tag."""
+    return UNWRITABLE.sub(lambda match: quote(match[0], safe=""), value)
 
 
 def _text(value: float | bool) -> str:

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .api_bodies import json_value
 from .dataset import SUFFIXES
 from .errors import BodyRefused
 from .host import Folders
@@ -44,7 +44,7 @@ def keep_reference(picture: str, folders: Folders) -> str:
 
     The hash of one that was kept before is given back as it is. Raises `BodyRefused` for other text, and what `References.keep` raises.
     """
-    if REFERENCE.fullmatch(picture.lower()):
+    if REFERENCE.fullmatch(picture[:11].lower()):
         return picture.lower()
     try:
         data = base64.b64decode(picture.removeprefix("data:").rpartition(",")[2], validate=True)
@@ -77,7 +77,7 @@ def _unpack(body: Path, left_out: list[tuple[str, str]]) -> list[Path]:
 def _listed(body: Path) -> list[tuple[str, bytes]]:
     """Names and contents of `{"files": [{"name": "01.png", "data": "<base64>"}, ...]}`."""
     try:
-        listed = json.loads(body.read_bytes())["files"]
+        listed = json_value(body.read_bytes())["files"]
         files = [(entry["name"], base64.b64decode(entry["data"], validate=True)) for entry in listed]
     except (ValueError, TypeError, KeyError, RecursionError):  # JSON's and base64's errors are ValueErrors
         raise BodyRefused(FORM) from None

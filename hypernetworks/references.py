@@ -8,7 +8,7 @@ from PIL import Image
 
 from .dataset import UnreadablePicture, open_picture
 from .errors import HypernetworkError, NotThere
-from .files import write_atomically
+from .writing import write_atomically
 
 DIGITS = 10  # of the hash, as in a tag
 

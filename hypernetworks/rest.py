@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from . import errors
+from .api_bodies import json_value
 from .errors import BodyRefused, BodyTooLarge, ConfigError, DatasetError, HypernetworkError
 
 LARGEST_JSON = 1 << 20  # bytes
@@ -152,7 +153,7 @@ def json_reader(largest: int | None = None) -> Callable[..., Any]:
             raise BodyRefused("The body has to be JSON, and the request has to say so: Content-Type: application/json.")
         data = b"".join([block async for block in _blocks(request, largest or LARGEST_JSON)])
         try:
-            value = json.loads(data or b"{}", parse_constant=_no_number)
+            value = json_value(data or b"{}")
         except (ValueError, RecursionError):
             raise BodyRefused("The body is no valid JSON.") from None
         if not isinstance(value, dict):
@@ -217,10 +218,6 @@ def _body(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _finite(value: Any) -> Any:

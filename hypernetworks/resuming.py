@@ -11,6 +11,7 @@ from .errors import ConfigError, HypernetworkError
 from .files import FileFacts, describe
 from .host import Folders
 from .library import settings
+from .networks import steps_done
 
 OF_THIS_MACHINE = ("dataset", "regularization", "loss_function")
 
@@ -38,9 +39,9 @@ def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list
         told.append("Its pictures are not known here: choose them first (step 1).")
     if not run.state_path.exists():
         told.append("The state of its run is not here, so that its weights are trained on with a new optimizer, and steps count from 0.")
-    elif facts.step >= values.get("max_steps", TrainingConfig.max_steps):
-        values["max_steps"] = 2 * facts.step
-        told.append(f"It has done its {facts.step:,} steps, so Steps is {2 * facts.step:,} now.")
+    elif (done := steps_done(facts)) >= values.get("max_steps", TrainingConfig.max_steps):
+        values["max_steps"] = 2 * done
+        told.append(f"It has done its {done:,} steps, so Steps is {2 * done:,} now.")
     return values, told
 
 

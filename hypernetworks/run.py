@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from .attention import attached
 from .batches import VALIDATION_TIMESTEPS, Batch, Batches
+from .best import Best
+from .board import Board
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig, plain
 from .errors import Interrupted, TrainingFailed
-from .host import GenerationRequest
 from .learner import Learner
 from .memory import Room
 from .networks import training_metadata
@@ -26,7 +28,9 @@ from .objective import Objective
 from .plan import seed_for
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
+from .sheets import sheet
 from .trainees import Trainee
+from .writing import check_space, clear_temporaries, make_folder, write_atomically
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -77,28 +81,62 @@ class Run:
         self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every)
         self.main = accelerator.is_main_process  # it alone writes and draws
         self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
+        self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         samples = max(config.batch_size, VALIDATION_TIMESTEPS)
         self.room = Room(self.host.device, samples, config.gradient_checkpointing, self._checkpoint_activations)
+        self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
+        self.settled = False  # validation does not get better any more
+        self.warnings: list[str] = []
+        self.started, self.seconds_before = time.monotonic(), 0.0
 
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
-        state = self.folder.load_state() if resume else None
-        self.trainee.begin(self.trainee.target if resume and state is None and self.trainee.target.exists() else None)
+        state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
+        self._clear_temporaries()
+        self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
+        self._check_space()
         if state is not None:
-            self.learner.restore(state)
+            self._restore(state)
             self.step = self.saved_step = state["step"]
             self.room.restore(state.get("room", self.room.state))
+            self.seconds_before = state.get("seconds", 0.0)
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
                 self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+        if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
+            self.warnings.append("No picture is held out, so there is no best validation: use more pictures, or a larger Held-out share (validation_share).")
+        self.best.begin(self.step, state.get("best") if state is not None else None)
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
+            if state is None and there and not resume:
+                self._save_state()  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
+            elif state is None:
+                self.folder.forget_state()
             about = {"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}
             self.folder.begin(about, self.step)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.learner.restore(state)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # what torch raises for what does not fit
+            raise self.folder.unusable(f"it does not fit the network or the optimizer: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+    def _check_space(self) -> None:
+        """Raises `DiskFull` where there is no room for a checkpoint, before hours of training have come to nothing: a file of the network,
+        and in the state its weights, two averages of gradients as Adam keeps them, and the average of the weights."""
+        make_folder(self.host.folders.runs)
+        size = sum(parameter.nbytes for parameter in self.network.parameters())
+        check_space(self.host.folders.runs, size * (5 if self.learner.average is not None else 4), f"A checkpoint of {self.config.name}")
+
+    def _clear_temporaries(self) -> None:
+        """What a killed run of this name has left half written beside its network."""
+        target = self.trainee.target
+        for file in (target, target.with_suffix(".pt"), raw_path(target)):
+            clear_temporaries(file.parent, file.name)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -112,9 +150,21 @@ class Run:
         self._work.enter_context(self.host.training(gradient_checkpointing=True))
 
     def events(self) -> Iterator[Progress]:
-        """The loop. Ends with "finished", "stopped" or "cancelled"."""
+        """What happens. Ends with "finished", "stopped" or "cancelled"."""
+        if self.board is None:
+            yield from self._events()
+            return
+        self.board.begin(self.step)
+        try:
+            yield from self._events()
+        finally:
+            self.board.close()
+
+    def _events(self) -> Iterator[Progress]:
+        """The loop."""
         losses: list[Tensor] = []
         make_alike(self.accelerator, self.network)  # what was learned beforehand may differ in the last bit
+        self.started = time.monotonic()
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
         self.recovery.begin(self.step, self.learner.state())
@@ -124,7 +174,7 @@ class Run:
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not self.agreed.ending:
+        while self.step < self.steps and not (self.agreed.ending or self.settled):
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
@@ -144,12 +194,18 @@ class Run:
             with clock.paused():
                 if self._reached(self.config.validation_every):
                     yield self._validate()
+                self.settled = self.step < self.steps and self._reached(self.config.validation_every) and self.best.has_waited(self.step)
                 self._remember()
                 if self._due(self.config.preview_every):
                     yield self._preview()
                 if self._due(self.config.checkpoint_every) and self.step < self.steps:
                     yield self._checkpoint()
         yield self._finish()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, without what goes before its first step and without pauses from which it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def _saving(self) -> bool:
@@ -167,6 +223,8 @@ class Run:
     def _note(self, row: Row) -> None:
         if self.main:
             self.folder.add_row(row)
+        if self.board is not None:
+            self.board.row(row)
 
     def _train_step(self) -> Tensor:
         """One update of the weights; gives the loss without waiting for the device."""
@@ -251,6 +309,9 @@ class Run:
         self.step, self.validation_loss = snapshot.step, snapshot.validation_loss
         if self.main:
             self.folder.forget_after(self.step)
+        if self.board is not None:
+            self.board.close()
+            self.board.begin(self.step)
         if self.saved_step > self.step:  # or a resumed run would go on from weights that were given up
             self._save_state()
         if self.exhausted:
@@ -267,8 +328,11 @@ class Run:
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.learner.shown(), torch.no_grad():
             losses = self.room.fit(lambda: [self._whole_loss(batch) for batch in share], VALIDATION_TIMESTEPS, "while validating")
-        total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
-        self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
+            total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.host.device)
+            self.validation_loss = float(mean_over_all(self.accelerator, total)) * self.accelerator.num_processes / len(batches)
+            self.best.measured(self.step, self.validation_loss, self.network.state_dict)
+        if self.learner.average is not None:
+            self.best.beside(self.step, self.network.state_dict)
         self._note(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
 
@@ -276,25 +340,33 @@ class Run:
         """Pictures of the preview prompts, each time from the same noise."""
         with self.learner.shown():
             self.last_previews = tuple(self._draw())
-        return Progress("preview", self.step, self.steps, message="\n".join(self.batches.preview_prompts()), pictures=self.last_previews)
+        if self.board is not None:
+            self.board.previews(self.step, self.last_previews)
+        return Progress("preview", self.step, self.steps, message="\n".join(self.prompts), pictures=self.last_previews)
 
     def _draw(self) -> list[Path]:
-        config, side = self.config, self.config.resolution or self.host.model.resolution
+        side = self.config.resolution or self.host.model.resolution
         paths = []
-        for number, prompt in enumerate(self.batches.preview_prompts()):
-            request = GenerationRequest(
-                prompt, steps=config.preview_steps, cfg_scale=config.preview_cfg_scale, width=side, height=side, seed=config.preview_seed,
-                literal=not config.preview_prompts.strip(),  # captions are; what a user writes for the host is in the host's syntax
-                zero_terminal_snr=config.zero_terminal_snr,
-            )
+        for number, line in enumerate(self.batches.preview_lines()):
+            request = line.request(self.config, side)
             try:
                 with torch.no_grad(), self.trainee.drawing(self.batches, number):
                     picture = self.host.generate(request, lambda step, steps: self.trainee.before_step())[0]
             except Interrupted:  # the host says so in `report`, too; the run is stopped there
                 break
             paths.append(self.folder.preview_path(self.step, number + 1))
-            picture.save(paths[-1])
+            write_atomically(paths[-1], picture.save)
         return paths
+
+    @property
+    def prompts(self) -> list[str]:
+        """Of the previews, in their order."""
+        return [line.prompt for line in self.batches.preview_lines()]
+
+    def _save_sheet(self) -> None:
+        """All previews as one picture."""
+        if self.config.sample_sheet and (made := sheet(self.folder.previews_by_place(), self.prompts)) is not None:
+            write_atomically(self.folder.sheet_path, lambda path: made.save(path, "PNG"))
 
     def _checkpoint(self) -> Progress:
         """The network as a file, and all that is needed to go on from here."""
@@ -304,44 +376,68 @@ class Run:
             (path,) = self.trainee.save(self.folder.checkpoint_path(self.step))
         self._save_state()
         if self.config.checkpoints_kept:
-            self.folder.keep_checkpoints(self.config.checkpoints_kept)
+            self.folder.keep_checkpoints(self.config.checkpoints_kept, self.step)
         return Progress("checkpoint", self.step, self.steps, path=path)
 
     def _save_state(self) -> None:
         recovery = (self.recovery.rate, self.recovery.used)
-        self.folder.save_state(self.learner.state() | {"step": self.step, "recovery": recovery, "room": self.room.state})
+        about = {"step": self.step, "recovery": recovery, "room": self.room.state, "best": self.best.state(), "seconds": self.seconds}
+        self.folder.save_state(self.learner.state() | about)
         self.saved_step = self.step
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
-        written = told_by_main(self.accelerator, self._save_all() if self.main else self._settle())
-        kind = "finished" if self.step >= self.steps else "stopped"
+        kept = self.best.weights is not None and self.best.step != self.step
+        written = told_by_main(self.accelerator, self._save_all(kept) if self.main else self._settle(kept))
+        kind = "finished" if self.settled or self.step >= self.steps else "stopped"
+        if self.main:
+            self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3)})
         return Progress(
-            kind, self.step, self.steps, message=f"Saved {' and '.join(path.name for path in written)}.", validation_loss=self.validation_loss,
+            kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],
         )
 
-    def _save_all(self) -> list[Path]:
+    def _save_all(self, kept: bool) -> list[Path]:
+        """Writes the checkpoint and the network, with the weights of the best validation where these are `kept`."""
         self._checkpoint()
-        return self._save_network()
+        if kept:
+            self._describe_best()
+        written = self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
+        self._save_sheet()
+        return written
 
-    def _settle(self) -> None:
+    def _settle(self, kept: bool) -> None:
         """What is left to do for a process that writes nothing."""
         self._refuse_damaged()
         self._describe()
         self.learner.settle()
+        if kept:
+            self._describe_best()
+            self.network.load_state_dict(self.best.weights)
 
-    def _save_network(self) -> list[Path]:
-        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written."""
+    def _ending(self, written: list[Path], kept: bool) -> str:
+        early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
+        which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
+        return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
+
+    def _save_network(self, weights: Mapping[str, Any] | None, raw_weights: Mapping[str, Any] | None) -> list[Path]:
+        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written.
+
+        Weights that are given take the place of those of the last step.
+        """
         raw = []
         if self.learner.average is not None:
+            if raw_weights is not None:
+                self.network.load_state_dict(raw_weights)
             target = raw_path(self.trainee.target)
             self.network.name = target.stem
             raw = self.trainee.save(target)
             self.network.name = self.config.name
         self.learner.settle()
+        if weights is not None:
+            self.network.load_state_dict(weights)
         return [*self.trainee.save(self.trainee.target), *raw]
 
     def _refuse_damaged(self) -> None:
@@ -352,6 +448,11 @@ class Run:
         self.network.name, self.network.step = self.config.name, self.step
         preview = self.last_previews[0] if self.last_previews else None
         self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview))
+
+    def _describe_best(self) -> None:
+        """The file is of an earlier step; a run that goes on does so from the last one."""
+        self.network.step = self.best.step
+        self.network.metadata.update({"last_step": str(self.step), "validation_loss": f"{self.best.loss:.6g}"})
 
 
 def raw_path(target: Path) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FileRefused, HypernetworkError
-from .files import SUFFIXES, write_atomically
+from .files import SUFFIXES
+from .writing import write_atomically
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 PREVIEWS = tuple(ending for suffix in _PICTURES for ending in (suffix, f".preview{suffix}"))

@@ -168,6 +168,8 @@ class GeneratorTrainee(Trainee):
         self.teaches = False  # whether the encoder learns from the pictures beforehand
         if config.also_pt:
             raise ConfigError("A .pt file cannot hold a generator: turn off Also write .pt (also_pt).")
+        if config.layer_filter:
+            raise ConfigError("Only these layers (layer_filter) is for residual networks; a generator has Layers and Blocks.")
         if config.regularization:
             raise ConfigError("A generator takes no regularisation pictures (regularization): they belong to none of its groups.")
 

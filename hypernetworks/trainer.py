@@ -21,6 +21,7 @@ from .host import Host
 from .learner import check_options
 from .memory import is_out_of_memory, out_of_memory
 from .objective import Objective
+from .preview_lines import check_lines
 from .processes import any_of, make_accelerator
 from .run import Orders, Progress, Run, raw_path
 from .trainees import Network, Trainee, check_trainable, trainee_for
@@ -70,6 +71,7 @@ class HypernetworkTrainer:
         trainee = trainee_for(self.hypernetwork, self.config, host)
         objective = Objective(self.config, host)
         check_options(self.config)
+        check_lines(self.config, host)
         folder = RunFolder(host.folders.runs, self.config.name)
         self._check_free(trainee, folder, resume, overwrite)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
@@ -87,7 +89,7 @@ class HypernetworkTrainer:
         run = Run(self._orders, trainee, accelerator, batches, folder, objective)
         run.begin(resume)
         self.hypernetwork = run.network
-        yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings])
+        yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
         if run.network.step == run.step == 0:
             yield from self._preparing(trainee.learn_beforehand(batches))
             if (yield from self._cancelled(accelerator)):

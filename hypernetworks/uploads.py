@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from .archives import member_count
 from .dataset import SUFFIXES
 from .errors import DatasetError
 
@@ -24,9 +25,6 @@ BLOCK = 1 << 20  # bytes held in memory while a file is copied
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])\s*(\.|$)", re.IGNORECASE)  # Windows
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
-# PKWARE's APPNOTE 4.3.16: signature, three counts of disks, entries, the directory's size and offset, the comment's length
-_END_OF_ARCHIVE = struct.Struct("<4s4H2LH")
-
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)  # what zipfile raises
 
 
@@ -125,15 +123,12 @@ def safe_stem(name: str) -> str:
 def _check_directory(archive: Path, limits: Limits) -> None:
     """Refuses an archive whose list of contents alone would fill the memory: Python reads all of it at once."""
     with open(archive, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _END_OF_ARCHIVE.size - 0xFFFF))
-        tail = file.read()
-    start = tail.rfind(b"PK\5\6")
-    if start < 0 or start + _END_OF_ARCHIVE.size > len(tail):
-        raise DatasetError(f"{archive.name} is no zip archive, or only a part of one.")
-    *_, entries, directory_size, _, _ = _END_OF_ARCHIVE.unpack_from(tail, start)
-    if entries > limits.files or directory_size > limits.files * 1024:
-        raise DatasetError(f"{archive.name} holds more than {limits.files} files; unpack it yourself and choose the folder.")
+        try:
+            count = member_count(file)
+        except ValueError as error:
+            raise DatasetError(f"{archive.name} is {error}.") from None
+        if count > limits.files:
+            raise DatasetError(f"{archive.name} holds more than {limits.files} files; unpack it yourself and choose the folder.")
 
 
 def _item_of_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, upload: Upload, limits: Limits) -> _Item | None:

@@ -1,4 +1,6 @@
 """What several test files start from."""
+from dataclasses import dataclass
+
 import pytest
 
 from hypernetworks.host import Folders
@@ -17,3 +19,29 @@ def host(shared_host, tmp_path):
     """The embedded model with folders of the test's own."""
     shared_host.folders = Folders.below(tmp_path)
     return shared_host
+
+
+@dataclass
+class FaultCounts:
+    """What the fault tests have done, counted by themselves: processes killed and how many of them lost something, inputs made up and how many of them
+    came through to where they should not."""
+
+    killed: int = 0
+    lost: int = 0
+    fuzzed: int = 0
+    escaped: int = 0
+
+
+COUNTS = pytest.StashKey[FaultCounts]()
+
+
+@pytest.fixture
+def fault_counts(pytestconfig):
+    """For the line at the end."""
+    return pytestconfig.stash.setdefault(COUNTS, FaultCounts())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if counts := config.stash.get(COUNTS, None):
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"killed {counts.killed}, lost {counts.lost}; fuzzed {counts.fuzzed:,}, escaped {counts.escaped}")

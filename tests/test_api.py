@@ -72,6 +72,55 @@ def test_pictures_are_sent_a_run_is_started_watched_and_its_file_described(servi
     assert str(service.folders.data) not in json.dumps([started.json(), job, details])
 
 
+def test_runs_are_queued_moved_removed_and_held(waiting):
+    assert waiting.get("/queue").json() == {"held": False, "running": None, "waiting": [], "ended": []}
+    for name in ("one", "two", "three"):
+        told = waiting.post("/queue", QUICK | {"name": name, "dataset": "striped", "regularization": "striped"})
+        assert told.status_code == 200
+    found = told.json()
+    assert found["running"] == 1 and [one["name"] for one in found["waiting"]] == ["two", "three"]
+    assert found["waiting"][0]["options"]["dataset"] == found["waiting"][0]["options"]["regularization"] == "striped"
+    assert waiting.get("/jobs/1").json()["name"] == "one"
+    assert [one["name"] for one in waiting.post("/queue/move", {"number": 3, "to": 0}).json()["waiting"]] == ["three", "two"]
+    assert waiting.post("/queue/move", {"number": 9, "to": 0}).status_code == 404
+    assert waiting.post("/queue/move", {"number": 3}).status_code == waiting.post("/queue/remove", {"number": "3"}).status_code == 422
+    assert [one["name"] for one in waiting.post("/queue/remove", {"number": 2}).json()["waiting"]] == ["three"]
+    assert waiting.post("/queue", QUICK | {"name": "three", "dataset": "striped"}).status_code == 409
+    assert waiting.post("/queue", QUICK | {"name": "four", "dataset": "/etc"}).status_code == 403
+    assert waiting.post("/queue/hold", {"held": True}).json()["held"]
+    waiting.end()
+    assert waiting.get("/queue").json()["ended"][0]["name"] == "one" and waiting.get("/queue").json()["running"] is None
+    assert waiting.post("/queue/hold", {"held": False}).json()["running"] == 3
+
+
+def test_a_sweep_is_queued_and_its_table_is_told(waiting):
+    wanted = QUICK | {"name": "ink", "dataset": "striped", "sweep": {"learning_rate": ["auto*0.5", "auto"], "layer_structure": [[1, 2, 1]]}}
+    told = waiting.post("/sweep", wanted)
+    assert told.status_code == 200 and told.json() == waiting.get("/sweep", name="ink").json()
+    assert [run["values"] for run in told.json()["runs"]] == [
+        {"learning_rate": rate, "layer_structure": "1, 2, 1"} for rate in ("auto*0.5", "auto")
+    ]  # fmt: skip
+    queue = waiting.get("/queue").json()
+    assert queue["running"] == 1 and [one["name"] for one in queue["waiting"]] == ["ink - learning_rate auto - layer_structure 1 2 1"]
+    assert waiting.get("/sweep", name="../ink").status_code == 404
+    for odd, status in (({"dataset": ["/etc"]}, 422), ({"max_steps": [{}]}, 422), ({"max_steps": 3}, 422), ([1], 422), ({"loss_function": ["os.system"]}, 403)):
+        assert waiting.post("/sweep", wanted | {"name": "other", "sweep": odd}).status_code == status, odd
+    waiting.jobs.queue.hold()
+
+
+def test_presets_are_listed_saved_and_deleted(service):
+    shipped = set(service.get("/presets").json())
+    saved = service.post("/presets", {"name": "mine", "preset": "Subject", "max_steps": 33, "dataset": "striped"})
+    assert saved.status_code == 200 and saved.json()["mine"]["options"]["max_steps"] == 33
+    assert saved.json()["mine"]["options"]["target_layers"] == ["attn2"] and "dataset" not in saved.json()["mine"]["options"]
+    assert set(service.get("/presets").json()) == shipped | {"mine"}
+    assert service.post("/presets", {"name": "mine"}).status_code == 409
+    assert service.post("/presets", {"name": "Style", "overwrite": True}).status_code == 409
+    assert service.post("/create", {"name": "new", "preset": "mine"}).json()["metadata"]["settings"].count('"max_steps": 33') == 1
+    assert set(service.post("/presets/delete", {"name": "mine"}).json()) == shipped
+    assert service.post("/presets/delete", {"name": "mine"}).status_code == 422
+
+
 def test_a_zip_is_taken_as_it_is(service):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -1,11 +1,13 @@
 """Files that are damaged, hostile or something else: refused with a sentence, and nothing in them is run."""
 
 import builtins
+import io
 import json
 import os
 import pickle
 import shutil
 import struct
+import tarfile
 import time
 import zipfile
 from collections import OrderedDict
@@ -21,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from hypernetworks.errors import FileRefused, UnsafeFile
 from hypernetworks.files import describe, load, load_optimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:invalid escape sequence")
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:invalid escape sequence", "ignore:Duplicate name")
 GOLDEN = Path(__file__).parent / "golden"
 everywhere = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -109,7 +111,8 @@ def test_whatever_a_header_claims_is_read_or_refused(tmp_path, pairs, structure,
         ({"pairs": "[[6, 6], [1000000000000, 1000000000000]]"}, "whole number"),
         ({"structure": '{"layer_structure": [1, 3, 1], "activation": "swish"}'}, "18 is expected"),
         ({"structure": '{"layer_structure": [1, 1e300, 1]}'}, "up to"),
-        ({"structure": '{"layer_structure": [1, ' + "1, " * 10**5 + "1]}"}, "more layers"),
+        ({"structure": '{"layer_structure": [1, ' + "1, " * 50_000 + "1]}"}, "more layers"),
+        ({"structure": '{"layer_structure": [1, ' + "1, " * 100_000 + "1]}"}, "far longer"),
         ({"structure": '{"colour": "red"}'}, "colour"),
         ({"step": "many"}, "does not describe"),
         ({"format_version": "2"}, "newer"),
@@ -178,6 +181,99 @@ def test_names_built_from_remembered_strings_are_found_too(tmp_path):
     path.write_bytes(b"\x80\x04\x8c\x05posix\x94\x30\x8c\x06system\x94\x30h\x00h\x01\x93\x8c\x04true\x85R.")
     with pytest.raises(UnsafeFile, match="posix.system"):
         load(path)
+
+
+ORDER = b"(S'touch it-ran'\ntR."  # the call, of what a pickle has named before
+BY_HAND = {
+    "reduce": (b"cos\nsystem\n" + ORDER, "os.system"),
+    "eval": (b"cbuiltins\neval\n" + ORDER, "builtins.eval"),
+    "Python 2's name of a module": (b"c__builtin__\neval\n" + ORDER, "builtins.eval"),
+    "a name within a name": (b"\x80\x04\x8c\x02os\x8c\x0epath.os.system\x93" + ORDER, "os.path.os.system"),
+    "instance": (b"(S'touch it-ran'\nios\nsystem\n.", "os.system"),
+    "object": (b"(cos\nsystem\nS'touch it-ran'\no.", "os.system"),
+    "build": (b"ccollections\nOrderedDict\n)R}S'__reduce__'\ncbuiltins\neval\nsb.", "builtins.eval"),
+    "new object": (b"\x80\x02csubprocess\nPopen\n(S'true'\nt\x81.", "subprocess.Popen"),
+    "new object with keywords": (b"\x80\x04csubprocess\nPopen\n(S'true'\nt}\x92.", "subprocess.Popen"),
+    "extension code": (b"\x80\x02\x82\x01" + ORDER, "extension 1"),
+    "long extension code": (b"\x80\x02\x84\x01\x02\x00\x00" + ORDER, "extension 513"),
+    "behind what is harmless": (b"ccollections\nOrderedDict\n)R0cos\nsystem\n" + ORDER, "os.system"),
+    "attribute by attribute": (b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR" + ORDER, "builtins.__import__, builtins.getattr"),
+    "through torch": (b"ctorch._utils\n_import_dotted_name\n(S'os.system'\ntR" + ORDER, "torch._utils._import_dotted_name"),
+    "from the network": (b"ctorch.hub\nload\n" + ORDER, "torch.hub.load"),
+    "a file to be read": (b"cio\nopen\n(S'/etc/passwd'\ntR.", "io.open"),
+    "another pickle": (b"cpickle\nloads\n" + ORDER, "pickle.loads"),
+    "an end too early": (b"cos\nsystem\n(S'touch it-ran'\ntR", "os.system"),
+}
+
+
+def as_zip(path, pickled, *more):
+    """A file as torch writes it, with this pickle."""
+    torch.save(legacy_contents(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = [(member.filename, archive.read(member)) for member in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members:
+            archive.writestr(name, pickled if name.endswith("data.pkl") else data)
+        for name, data in more:
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("pickled, name", BY_HAND.values(), ids=BY_HAND)
+def test_hostile_pickles_made_by_hand_are_refused_by_name(tmp_path, monkeypatch, pickled, name):
+    monkeypatch.chdir(tmp_path)
+    for number, content in enumerate((pickled, pickle.dumps(1, 2) + pickled, b"\x80\x02}0" + pickled.removeprefix(b"\x80\x02"), None)):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(content) if content else as_zip(path, pickled)
+        for reader in (load, describe):
+            with pytest.raises(UnsafeFile, match=rf"reading it would run .*{name}"):
+                reader(path)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("how", ["exec", "eval", "call", "call first", "call on what is read"])
+@pytest.mark.parametrize("form", ["zip", "bare pickle"])
+def test_hostile_pickles_made_with_fickling_are_refused_by_name(tmp_path, monkeypatch, how, form):
+    from fickling.fickle import Pickled
+
+    monkeypatch.chdir(tmp_path)
+    path, code = tmp_path / "a.pt", "open('it-ran', 'w')"
+    torch.save(legacy_contents(), path)
+    with zipfile.ZipFile(path) as archive:
+        pickled = Pickled.load(archive.read("a/data.pkl"))
+    if how == "exec":
+        pickled.insert_python_exec(code)
+    elif how == "eval":
+        pickled.insert_python_eval(code, run_first=False)
+    elif how == "call on what is read":
+        pickled.insert_function_call_on_unpickled_object(f"def made(read):\n    {code}\n    return read")
+    else:
+        pickled.insert_python("touch it-ran", module="os", attr="system", run_first=how == "call first")
+    as_zip(path, pickled.dumps()) if form == "zip" else path.write_bytes(pickled.dumps())
+    for reader in (load, describe):
+        with pytest.raises(UnsafeFile, match="os.system" if how in ("call", "call first") else r"builtins\.(exec|eval)"):
+            reader(path)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_archives_that_hide_a_second_pickle_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(legacy_contents(), tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as archive:
+        harmless = archive.read("good/data.pkl")
+    hostile = b"cos\nsystem\n" + ORDER
+    path = tmp_path / "a.pt"
+    for more in ((("other/data.pkl", hostile),), (("a/data.pkl", hostile),), (("data.pkl", hostile),)):
+        as_zip(path, harmless, *more)
+        with pytest.raises(FileRefused, match="damaged"):
+            load(path)
+    with tarfile.open(path, "w") as archive:  # torch's oldest serialization
+        for name, data in (("sys_info", harmless), ("pickle", hostile), ("storages", hostile), ("tensors", hostile)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(FileRefused):
+        load(path)
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_what_fills_the_memory_is_refused_before_it_does(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hypernetworks.config import TrainingConfig
 from hypernetworks.errors import HostBusy, TrainingFailed
+from hypernetworks.host import Folders
 from hypernetworks.jobs import Curve, Jobs
 
 
@@ -48,6 +49,7 @@ class OneJobHost:
     def __init__(self):
         self.lock = threading.Lock()
         self.reported, self.interrupted_at = [], None
+        self.folders = Folders.below(Path("/nowhere"))
 
     def report(self, text, step, steps):
         self.reported.append((text, step, steps))

@@ -55,6 +55,14 @@ def test_cells_count_by_the_share_of_the_mask_that_they_hold(tmp_path):
     assert torch.allclose(weights, wanted, atol=0.005)
 
 
+def test_an_inverted_mask_counts_where_it_is_dark_and_a_picture_without_one_counts_whole(tmp_path):
+    wanted = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]).expand(1, 8, 8)
+    inverted = store(masks="files", invert_masks=True)
+    assert torch.equal(inverted.get(picture(tmp_path, left_half()), False, 0), wanted)
+    (tmp_path / "cat-mask.png").unlink()
+    assert torch.equal(inverted.get(picture(tmp_path), False, 0), torch.ones(1, 8, 8))
+
+
 def test_a_mask_is_mirrored_and_cut_with_its_picture(tmp_path):
     found = picture(tmp_path, left_half(200), size=(64, 64))  # a mask of another size than its picture
     one = store(masks="files")

@@ -14,13 +14,15 @@ from tiny_models import make_pipeline
 from training_runs import equal, losses, weights
 
 from hypernetworks import files
+from hypernetworks.attention import network_widths
 from hypernetworks.batches import Batches
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import AccessRefused, ConfigError, DatasetError, NameTaken, TrainingFailed
 from hypernetworks.host import Folders, GenerationRequest
-from hypernetworks.hosts.diffusers import DiffusersHost, _sampler
+from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.hosts.samplers import sampler as make_sampler
 from hypernetworks.networks import new_network
 from hypernetworks.noise import zero_terminal_snr
 from hypernetworks.objective import Objective
@@ -152,7 +154,7 @@ def test_a_model_that_predicts_v_is_trained_and_drawn_with_zero_terminal_snr(vel
 
 def test_the_standalone_sampler_uses_the_schedule_that_is_trained_with(velocity_model, tmp_path):
     host = DiffusersHost(velocity_model, Folders.below(tmp_path), device="cpu")
-    sampler = _sampler(host._loaded().scheduler, zero_terminal_snr=True)
+    sampler = make_sampler(host._loaded().scheduler, zero_terminal_snr=True)
     sampler.set_timesteps(5)
     assert int(sampler.timesteps[0]) == 999 and sampler.config.prediction_type == "v_prediction"
     torch.testing.assert_close(sampler.alphas_cumprod, zero_terminal_snr(host.alphas_cumprod), atol=1e-5, rtol=1e-4)
@@ -303,7 +305,7 @@ def test_every_second_sample_is_a_regularisation_picture_with_its_own_caption_an
         assert all(caption.startswith("quick, ") != picture.regularization for caption, picture in zip(captions, pictures, strict=True))
     kept = sum(picture.regularization for picture in shown)
     assert abs(kept - len(shown) / 2) <= 2
-    assert not any("quick" not in prompt for prompt in made.preview_prompts())
+    assert not any("quick" not in prompt for prompt in [line.prompt for line in made.preview_lines()])
 
 
 def test_regularisation_weighs_in_the_loss(host, tmp_path):
@@ -339,6 +341,24 @@ def test_a_network_for_some_blocks_has_pairs_for_their_layers_only(host):
     assert set(keys) == {key for key in every if not key.startswith("down_blocks")} and 0 < len(keys) < len(every)
     with pytest.raises(ConfigError, match="per_layer"):
         events(trainer(blocks=("middle",), name="by width"), host)
+
+
+@pytest.mark.parametrize("per_layer, parts, wanted", [
+    (False, ("48", "128"), lambda key, width: width != 96),
+    (True, ("up_blocks", "96"), lambda key, width: width == 96 or key.startswith("up_blocks")),
+    (True, ("mid_block.attentions.0.transformer_blocks.0.attn2",), lambda key, width: key.startswith("mid_block")),
+])  # fmt: skip
+def test_a_network_may_be_for_some_widths_or_layers_only(host, per_layer, parts, wanted):
+    layers = ("attn2",) if len(parts) == 1 else ("attn1", "attn2")
+    every = network_widths(host.unet, layers, per_layer)
+    made = new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": per_layer, "target_layers": layers, "layer_filter": parts}))
+    assert made.widths == {key: width for key, width in every.items() if wanted(key, width)} and 0 < len(made.widths) < len(every)
+
+
+@pytest.mark.parametrize("per_layer, part", [(False, "77"), (False, "up_blocks"), (True, "up_blocks.9"), (True, "1")])
+def test_a_layer_that_is_not_there_is_named(host, per_layer, part):
+    with pytest.raises(ConfigError, match=f"cannot be '{part}'.*the widths are"):
+        new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": per_layer, "layer_filter": (part,)}))
 
 
 def keys_of_every_block(host):

@@ -2,6 +2,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.dataset import read_folder
 from hypernetworks.embedded import PICTURES
-from hypernetworks.errors import ConfigError, NameRefused, NameTaken, TrainingFailed
+from hypernetworks.errors import ConfigError, DiskFull, FileRefused, NameRefused, NameTaken, TrainingFailed
 from hypernetworks.host import Folders, ModelFacts
 from hypernetworks.losses import add_noise
 from hypernetworks.networks import new_network, training_metadata
@@ -204,6 +205,53 @@ def test_resuming_without_a_run_goes_on_from_the_file(host):
     second = trainer(max_steps=1, learning_rate="0", optimizer_arguments="weight_decay=0.0")
     events(second, host, resume=True)
     assert equal(weights(second.hypernetwork), weights(first.hypernetwork))
+
+
+def test_a_run_that_replaces_a_file_and_is_killed_before_its_first_checkpoint_is_resumed_as_itself(host):
+    events(trainer(max_steps=1, seed=3), host)
+    for event in trainer(max_steps=2).run(host=host, overwrite=True):
+        if event.kind == "step":
+            break  # as if killed
+    resumed = trainer(max_steps=2)
+    events(resumed, host, resume=True)
+    whole = trainer(max_steps=2, name="whole")
+    events(whole, host)
+    assert equal(weights(resumed.hypernetwork), weights(whole.hypernetwork))
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step_and_leaves_all_as_it_was(host, monkeypatch):
+    path = events(trainer(max_steps=1), host)[-1].path
+    kept = {file: file.read_bytes() for file in path.parent.parent.rglob("*") if file.is_file()}
+    size = path.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * size))
+    found = []
+    with pytest.raises(DiskFull, match="A checkpoint of quick cannot be saved: it takes .* MB and the disk of .* has .* MB left"):
+        found += trainer(max_steps=2).run(host=host, overwrite=True)
+    assert losses(found) == [] and {file: file.read_bytes() for file in path.parent.parent.rglob("*") if file.is_file()} == kept
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(host):
+    run = RunFolder(host.folders.runs, "quick")
+    left = [
+        host.folders.networks / ".quick.safetensors.0123abcd.safetensors", run.path / ".state.pt.0123abcd.pt",
+        run.path / "checkpoints" / ".step-000001.safetensors.0123abcd.safetensors", run.path / "previews" / ".step-000001-1.png.0123abcd.png",
+    ]
+    others = [host.folders.networks / ".other.safetensors.0123abcd.safetensors"]
+    for file in left + others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half of i")
+    events(trainer(max_steps=1), host)
+    assert not any(file.exists() for file in left) and all(file.exists() for file in others)
+
+
+def test_a_state_that_does_not_fit_is_refused_in_one_sentence(host):
+    events(trainer(max_steps=1), host)
+    run = RunFolder(host.folders.runs, "quick")
+    state = run.load_state()
+    for change in ({"weights": {}}, {"optimizer": 3}, {"weights": {name: torch.zeros(1) for name in state["weights"]}}):
+        run.save_state(state | change)
+        with pytest.raises(FileRefused, match="The state of the run 'quick' cannot be read .it does not fit"):
+            events(trainer(max_steps=2), host, resume=True)
 
 
 def test_resuming_with_another_structure_is_refused(host):

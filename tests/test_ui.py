@@ -31,6 +31,8 @@ from hypernetworks.prompt import ActiveNetwork, ConditionSource, extract
 from hypernetworks.repeats import read_pictures
 from hypernetworks.residual import ResidualHypernetwork, ResidualStructure
 from hypernetworks.ui import app, dataset_check, markup, progress, result
+from hypernetworks.ui.condition_inputs import ConditionInputs
+from hypernetworks.waiting import Queue
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,12 +130,12 @@ def page(built, tmp_path):
     """The page on a machine where nothing has happened yet."""
     built.host.begin(tmp_path)
     built.trainer.begin()
-    built.jobs.current = None
+    built.jobs.current, built.jobs.queue = None, Queue(lambda: built.host.folders)
     catalog = Catalog(built.host.folders.networks)
     built.generate.rows.catalog, built.generate.session = catalog, Session(catalog)
-    for conditions in built.generate.rows.conditions:
-        conditions.catalog = catalog
+    built.generate.rows.questions.catalog = catalog
     yield built
+    built.jobs.queue.hold()
     built.trainer.gate.set()
     if built.jobs.current:
         built.jobs.current.wait(10)
@@ -183,7 +185,7 @@ def text(html):
 def test_every_option_has_one_input_and_the_untouched_page_means_the_preset_that_it_shows(page):
     form = page.train.form
     assert set(form.inputs) == set(options(TrainingConfig))
-    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.preset.value].values)
+    assert read(TrainingConfig, form.values(raw(page.train))) == read(TrainingConfig, PRESETS[page.train.presets.preset.value].values)
 
 
 def test_element_ids_are_our_own_and_unique(page):
@@ -227,7 +229,7 @@ def test_a_free_port_is_taken():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_options_and_puts_the_others_back(page, name):
-    shown = dict(zip(page.train._preset_names(), page.train.choose_preset(name)[1:], strict=True))
+    shown = dict(zip(page.train.presets.names(), page.train.presets.choose(name)[1:], strict=True))
     values = page.train.form.values(raw(page.train, **{"max_steps": 7, "layer_norm": True} | shown))
     assert read(TrainingConfig, values) == read(TrainingConfig, preset(name))
 
@@ -238,12 +240,27 @@ def test_a_preset_is_found_in_any_case_and_a_wrong_name_gets_a_hint():
         preset("styles")
 
 
+def test_a_preset_of_ones_own_is_saved_chosen_and_deleted(page):
+    box, form = page.train.presets, raw(page.train, name="birds", max_steps=7, seed=3)
+    chosen, help, _ = box.save("my birds", False, *form)
+    assert chosen["value"] == "my birds" and "my birds" in chosen["choices"] and "my birds is saved" in text(help) and "Steps 7" in text(help)
+    shown = dict(zip(box.names(), box.choose("my birds")[1:], strict=True))
+    assert shown["max_steps"] == 7 and "seed" not in shown and "name" not in shown
+    assert "already" in text(box.save("my birds", False, *form)[1])
+    assert box.save("my birds", True, *raw(page.train, max_steps=8))[2] is False  # replacing is asked for each time
+    assert named(page, page.train.poll(""))["hypernetworks_preset"]["choices"][-1] == "my birds"
+    for name in ("Style", "nothing"):
+        assert 'role="alert"' in box.delete(name)[1]
+    assert "my birds" not in box.delete("my birds")[0]["choices"]
+    assert "value" not in box.choose("my birds")[1]  # nothing changes
+
+
 # --- pictures
 
 
 def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures):
     (pictures / "broken.png").write_bytes(b"not a picture")
-    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "")
+    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "residual", "")
     words = text(html)
     assert "3 pictures , 1 without a caption." in words
     assert html.count("<figure>") == 3 and "a robin</textarea>" in html
@@ -253,25 +270,25 @@ def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures)
 
 
 def test_the_check_keeps_a_name_that_was_given(page, pictures):
-    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "mine")[3], str)
+    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "residual", "mine")[3], str)
 
 
 @pytest.mark.parametrize(
     ("folder", "sentence"), [("", "Give a folder of pictures"), ("/nowhere/at all", "There is no folder /nowhere/at all.")]
 )
 def test_a_wrong_folder_is_one_sentence(page, folder, sentence):
-    html = page.train.pictures.check(folder, "", 0, 64, "")[0]
+    html = page.train.pictures.check(folder, "", 0, 64, "residual", "")[0]
     assert sentence in text(html) and 'role="alert"' in html
 
 
 def test_a_wrong_option_is_one_sentence(page, pictures):
-    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "")[0]
+    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "residual", "")[0]
 
 
 def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
     Image.new("RGB", (64, 64)).save(pictures / "x<b>&'.png")
     (pictures / "x<b>&'.txt").write_text("</textarea><script>alert(1)</script>")
-    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "")[0]
+    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "residual", "")[0]
     assert not re.search("<(script|b|i)>", html)
     tree = ElementTree.fromstring(re.sub(r"<img([^>]*)>", r"<img\1/>", html))
     assert "</textarea><script>alert(1)</script>" in [field.text for field in tree.iter("textarea")]
@@ -280,26 +297,40 @@ def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
 def test_edited_captions_go_into_text_files_beside_the_pictures(page, pictures):
     (pictures / "two crows.TXT").write_text("crows")
     edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": " a wren \n", "two crows.png": "three crows"}})
-    html, _ = page.train.pictures.save(edits, str(pictures), "", 0, 64)
+    html, _ = page.train.pictures.save(edits, str(pictures), "", 0, 64, "residual")
     assert "2 captions saved." in html
     assert (pictures / "IMG_0001.txt").read_text(encoding="utf-8") == "a wren\n"
     assert [picture.caption for picture in read_folder(pictures).pictures] == ["a wren", "a robin", "three crows"]
 
 
+def test_a_generators_pictures_are_checked_folder_by_folder_and_captioned_there(page, tmp_path):
+    for place in ("ink/1", "ink/2", "oil/1", "oil/2", "oil/3", "single/1"):
+        (tmp_path / "styles" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "styles" / f"{place}.png")
+    (tmp_path / "styles" / "empty").mkdir()
+    about = [str(tmp_path / "styles"), "", 64, 64, "generator"]
+    html, *_ = page.train.pictures.check(*about, "")
+    assert "5 pictures in 2 folders , 5 without a caption" in text(html)
+    assert re.findall(r'data-picture="([^"]+)"', html) == ["ink/1.png", "oil/1.png", "ink/2.png", "oil/2.png", "oil/3.png"]
+    assert "A single picture is no group, so it is left out: single." in text(html)
+    page.train.pictures.save(json.dumps({"folder": about[0], "captions": {"oil/1.png": "a boat"}}), *about)
+    assert (tmp_path / "styles" / "oil" / "1.txt").read_text() == "a boat\n" and not (tmp_path / "styles" / "ink" / "1.txt").exists()
+
+
 def write_captions(page, folder, edits=""):
     page.train.pictures.begin_captions()
-    return page.train.pictures.write_captions(edits, str(folder), "", 0, 64, progress=lambda *_, **__: None)
+    return page.train.pictures.write_captions(edits, str(folder), "", 0, 64, "residual", progress=lambda *_, **__: None)
 
 
 def test_captions_are_offered_where_the_host_describes_pictures_and_some_need_it(page, host, pictures):
     def offer():
-        return page.train.pictures.check(str(pictures), "", 0, 64, "")[2]
+        return page.train.pictures.check(str(pictures), "", 0, 64, "residual", "")[2]
 
     assert not offer()["visible"]
     host.captioner = lambda image: "a wren"
     assert offer()["visible"] and offer()["value"] == "Write captions for 1 picture"
     edits = json.dumps({"folder": str(pictures), "captions": {"IMG_0001.png": "a wren"}})
-    assert not page.train.pictures.save(edits, str(pictures), "", 0, 64)[1]["visible"]
+    assert not page.train.pictures.save(edits, str(pictures), "", 0, 64, "residual")[1]["visible"]
 
 
 def test_captions_are_written_and_shown_to_be_edited(page, host, pictures):
@@ -396,13 +427,13 @@ def test_a_page_that_may_not_name_paths_takes_only_pictures_that_were_sent(page,
     (folder, _), elsewhere = page.train.pictures.drop([str(file) for file in pictures.glob("*.png")]), str(pictures)
     assert "/" not in folder and (host.folders.pictures / folder).is_dir()
     for asked in (elsewhere, "..", "../pictures/" + folder, str(host.folders.pictures / folder)):
-        refused, *_ = page.train.pictures.check(asked, "", None, None, "")
+        refused, *_ = page.train.pictures.check(asked, "", None, None, "residual", "")
         assert "no folder of pictures" in refused and 'role="alert"' in refused
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=folder, regularization=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
-    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "")[0]
+    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "residual", "")[0]
     page.train.train("", *raw(page.train, name="birds", dataset=folder))
     assert Path(trainer.config.dataset) == host.folders.pictures / folder
 
@@ -511,6 +542,22 @@ def test_a_new_page_shows_the_run_and_is_sent_previews_once(page, trainer, tmp_p
     assert again["hypernetworks_status"] and "value" not in again["hypernetworks_previews"]
 
 
+def test_the_sheet_comes_first_once_the_run_has_ended(page, trainer, tmp_path):
+    run = tmp_path / "run"
+    (run / "previews").mkdir(parents=True)
+    for path, colour in ((run / "previews" / "step-000001-1.png", "blue"), (run / "sheet.png", "red")):
+        Image.new("RGB", (16, 16), colour).save(path)
+    trainer.events = [event("preview", 1, 2, "a robin", pictures=(run / "previews" / "step-000001-1.png",)), event("finished", 2, 2)]
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    while not page.jobs.current.previews:
+        assert not page.jobs.current.wait(0.01)
+    assert [label for _, label in named(page, page.train.poll(""))["hypernetworks_previews"]["value"]] == ["step 1: a robin"]
+    trainer.gate.set()
+    page.jobs.current.wait(10)
+    first, second = named(page, page.train.poll(""))["hypernetworks_previews"]["value"]
+    assert first[0].getpixel((0, 0)) == (255, 0, 0) and "prompts by steps" in first[1] and second[1] == "step 1: a robin"
+
+
 def test_at_the_end_the_card_tells_of_the_file_and_the_dropdown_has_it(page, host, trainer):
     path = host.folders.networks / "birds.safetensors"
     trainer.events = [event("step", 30, 30, loss=0.1), event("finished", 30, 30, path=path)]
@@ -541,6 +588,71 @@ def test_cancel_asks_first(page):
     assert page.jobs.current.running
     page.train.cancel(True)
     assert page.jobs.current.wait(10)
+
+
+# --- the queue
+
+
+def test_runs_wait_in_a_table_whose_buttons_move_edit_and_remove_them(page, trainer):
+    for name in ("birds", "crows", "wrens"):
+        note, row = page.train.enqueue("", *raw(page.train, name=name, dataset="x", max_steps=len(name), flip=name == "wrens"))
+        assert note == "" and not row["visible"]
+    assert page.jobs.current.config.name == "birds" and page.jobs.current.running
+    shown = named(page, page.train.poll(""))
+    words = text(shown["hypernetworks_queue"])
+    assert "2 runs wait" in words and words.index("crows") < words.index("wrens") and "Mirror pictures on" in words and "birds" not in words
+    second, third = (one.number for one in page.jobs.queue.waiting)
+    box = page.train.queue
+    said, html, _ = box.act(f"up {third}")
+    assert said == "" and text(html).index("wrens") < text(html).index("crows")
+    note, html, _, *values = box.edit(f"edit {second}")
+    assert "crows, which is out of the queue" in note and "crows" not in html
+    assert read(TrainingConfig, page.train.form.values(values)).name == "crows"
+    assert 'role="alert"' in box.act(f"down {second}")[0] and 'role="alert"' in box.edit("edit x")[0]
+    assert box.act(f"remove {third}")[1] == "" and page.jobs.queue.waiting == []
+
+
+def test_a_held_queue_says_so_and_starts_when_told(page):
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.train.enqueue("", *raw(page.train, name="crows", dataset="x"))
+    html, button = page.train.queue.hold()
+    assert "held" in text(html) and button["value"] == "Start the queue" and button["visible"]
+    page.trainer.gate.set()
+    assert page.jobs.current.wait(10) and page.jobs.current.config.name == "birds"
+    html, button = page.train.queue.hold()
+    assert page.jobs.current.config.name == "crows" and not button["visible"]
+    assert page.jobs.current.wait(10)
+    html, _ = page.train.queue.now()
+    assert "No run waits" in text(html) and 'data-ended="failed"' in html  # the stand-in ends without a word
+
+
+def test_a_name_of_the_queue_cannot_bring_its_own_html(page):
+    page.train.train("", *raw(page.train, name="birds", dataset="x"))
+    page.train.enqueue("", *raw(page.train, name="a&b 'c'", dataset="x", learning_rate="<script>1e-4</script>"))
+    html = page.train.queue.now()[0]
+    assert "<script" not in html and "a&amp;b" in html
+    ElementTree.fromstring(html.replace("<br>", "<br/>").replace(" disabled>", ">"))
+
+
+def test_what_is_to_replace_a_network_waits_for_its_turn(page, host):
+    save(network(), host.folders.networks / "birds.safetensors")
+    page.train.train("", *raw(page.train, name="crows", dataset="x"))
+    note, row = page.train.enqueue("", *raw(page.train, name="birds", dataset="x"))
+    assert "exists already" in note and row["visible"] and page.jobs.queue.waiting == []
+    page.train.replace("", *raw(page.train, name="birds", dataset="x"))
+    (one,) = page.jobs.queue.waiting
+    assert one.config.name == "birds" and one.overwrite
+
+
+def test_a_sweep_is_queued_and_its_table_is_shown(page):
+    form = raw(page.train, name="birds", dataset="x")
+    assert "2 runs of the sweep birds" in text(page.train.add_sweep("", *form, "Learning rate: auto*0.5, auto"))
+    assert [one.config.learning_rate for one in page.jobs.queue.waiting] == ["auto"] and page.jobs.current.config.learning_rate == "auto*0.5"
+    html = named(page, page.train.poll(""))["hypernetworks_sweep_table"]
+    assert "Sweep birds" in html and "auto*0.5" in html and html.count("<tr") == 3
+    for lines, words in (("", "no lists"), ("steps", "no line of a sweep"), ("learning_rate: auto, auto*0.5", "in the queue already")):
+        assert words in text(page.train.add_sweep("", *form, lines))
+    assert len(page.jobs.queue.waiting) == 1
 
 
 # --- words and drawings
@@ -689,11 +801,11 @@ def test_refreshing_finds_new_files_and_forgets_lost_ones(tab, host):
 
 @pytest.fixture
 def conditions(tab, host):
-    """Those of the first row, and a generator called "any" for texts and tasks."""
+    """The questions about them, and a generator called "any" for texts and tasks."""
     made = Hypernetwork(embedding_dim=16, hidden_dim=16, basis_size=2, conditions=("text",), tasks=("day", "night")).bind(diffusers_unet())
     save_generator(made, host.folders.networks / "any.safetensors")
     save(network(), host.folders.networks / "birds.safetensors")
-    return tab.rows.conditions[0]
+    return tab.rows.questions
 
 
 UNSAID = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0]
@@ -710,12 +822,35 @@ def test_choosing_a_generator_shows_what_it_was_made_for_and_another_network_hid
 
 
 def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
-    rows = ["any", 0.5, 0, 1, *NO_ROWS[4:], "A text", "ink", "", "", "A reference picture", "", "0123456789", "", 0.3, *UNSAID * 3]
+    said = ConditionInputs.said(["A text", "ink: black", "", "", "A reference picture", "", "0123456789", "", 0.3])
+    rows = ["any", 0.5, 0, 1, *NO_ROWS[4:16], said, "", "", ""]
     (active,) = tab.rows.active(rows)
     assert active == ActiveNetwork(
-        "any", 0.5, condition=ConditionSource("text", "ink"), second=ConditionSource("reference", "0123456789"), blend=0.3)
-    assert tab.rows.write_tags(*rows) == "<hypernet:any:0.5:text=ink:ref2=0123456789:blend=0.3>"
+        "any", 0.5, condition=ConditionSource("text", "ink: black"), second=ConditionSource("reference", "0123456789"), blend=0.3)
+    assert tab.rows.write_tags(*rows) == "<hypernet:any:0.5:text=ink%3A black:ref2=0123456789:blend=0.3>"
     assert tab.rows.values([active]) == rows
+
+
+def values(updates):
+    """What the components show; None where that is left as it is."""
+    return [one.get("value") if isinstance(one, dict) else one for one in updates]
+
+
+def test_the_questions_are_about_the_generator_that_was_chosen_last_and_remember_the_others(tab, conditions):
+    names, said = ["any", "birds", "any", "None"], ["text=ink", "task=day", "task=night", ""]
+    which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask("Hypernetwork 3", *names, *said)
+    assert which["value"] == "Hypernetwork 3" and which["choices"] == ["Hypernetwork 1", "Hypernetwork 3"] and which["visible"]
+    assert values([first, second, third, fourth]) == [None, "", None, ""]  # birds is no generator, so it has no condition
+    assert box["visible"] and kind["value"] == "A task"
+    which, *_, box, kind, words, _, _ = tab.rows.ask("Hypernetwork 2", *names, *said)[:10]
+    assert which["value"] == "Hypernetwork 1" and kind["value"] == "A text" and words["visible"]
+    which, *_, box = tab.rows.ask("Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:6]
+    assert not which["visible"] and not box["visible"]
+
+
+def test_an_answer_is_that_of_the_row_asked_about(tab):
+    assert values(tab.rows.say("Hypernetwork 2", "A task", "", "", "night", *UNSAID[4:])) == [None, "task=night", None, None]
+    assert values(tab.rows.say("Hypernetwork 1", *UNSAID)) == ["", None, None, None]
 
 
 def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):
@@ -729,7 +864,8 @@ def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions,
 
 
 def test_a_reference_picture_that_is_missing_is_asked_for(tab, host):
-    words, picture, _ = generate(tab, rows=["any", 1, 0, 1, *NO_ROWS[4:], "A reference picture"] + UNSAID[1:] + UNSAID * 3)
+    said = ConditionInputs.said(["A reference picture", "", "", "", *UNSAID[4:]])
+    words, picture, _ = generate(tab, rows=["any", 1, 0, 1, *NO_ROWS[4:16], said, "", "", ""])
     assert "Drop in a reference picture first" in words and picture is None and host.requests == []
 
 

@@ -3,6 +3,7 @@ import io
 import re
 import stat
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,12 +239,21 @@ def test_entries_that_share_their_bytes_are_counted_each(tmp_path):
     refuses(path, tmp_path / "into", "would unpack to far more than pictures do", Limits(harmless_bytes=1 << 20))
 
 
-def test_a_huge_list_of_contents_is_refused_unread(tmp_path):
-    path = tmp_path / "a.zip"
-    path.write_bytes(bytes(100) + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 9, 9, 0xFFFFFFF0, 0, 0))
+@pytest.mark.parametrize("form", ["of 32 bits", "of 64 bits, said only there"])
+def test_a_huge_list_of_contents_is_refused_before_it_is_made_into_objects(tmp_path, form):
+    path, entries = tmp_path / "a.zip", 20_001
+    contents = (b"PK\1\2" + bytes(42)) * entries
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(contents), 0, 0)
+    if form != "of 32 bits":
+        record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, len(contents), 0)
+        end = record + struct.pack("<4sLQL", b"PK\6\7", 0, len(contents), 1) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0)
+    path.write_bytes(contents + end)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == entries
+    tracemalloc.start()
     refuses(path, tmp_path / "into", "holds more than 20000 files")
-    path.write_bytes(bytes(100) + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 100, 0, 0))
-    refuses(path, tmp_path / "into", "holds more than 20000 files")
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20  # 10 MB as objects
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\3\4 and nothing more", b"PK\5\6"])

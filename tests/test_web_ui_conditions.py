@@ -20,8 +20,7 @@ from hypernetworks.hosts.generation import read_panel, write_panel
 from hypernetworks.prompt import ConditionSource
 from hypernetworks.references import References
 
-PROMPT, REFERENCE, TASK = "The prompt", "A reference picture", "A task"
-NOTHING = [PROMPT, "", "", ""]
+REFERENCE, TASK = "A reference picture", "A task"
 
 
 @pytest.fixture(scope="module", params=["a1111", "forge"])
@@ -83,10 +82,8 @@ def test_every_picture_of_a_batch_has_the_weights_of_its_own_condition(ui):
 
 
 def draw(ui, *conditions, prompt="a star"):
-    """With the generator in the first row of the panel, or with all values of the panel."""
+    """With the generator in the first row of the panel, and these conditions of the rows."""
     values, start = ui.values([("any", 0.7, 0.0, 1.0)]), ui.script.args_from
-    if len(conditions) > 16:
-        start -= 16
     values[start + 16 : start + 16 + len(conditions)] = conditions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ui, "values", lambda *_: values)
@@ -94,14 +91,20 @@ def draw(ui, *conditions, prompt="a star"):
 
 
 def test_a_picture_with_a_reference_can_be_made_again_from_its_infotext(ui):
-    about = [REFERENCE, "", ui.reference, "", TASK, "", "", "night", 0.25]
-    first = draw(ui, *about)
+    about, asked = f"ref={ui.reference}:task2=night:blend=0.25", [REFERENCE, "", ui.reference, "", TASK, "", "", "night", 0.25]
+    first = draw(ui, about)
     infotext = first.infotexts[0]
-    assert f"<hypernet:any:0.7:ref={ui.reference}:task2=night:blend=0.25>" in infotext and first.comments == ""
+    assert f"<hypernet:any:0.7:{about}>" in infotext and first.comments == ""
     pasted = ui.part("infotext_utils").paste(infotext, ui.script.infotext_fields)
-    assert pasted[:4] == ["any", 0.7, 0.0, 1.0] and pasted[16:25] == about and pasted[25:29] == NOTHING
-    assert not torch.equal(draw(ui, *NOTHING, *NOTHING, 0.0).latents[0], first.latents[0])
-    assert torch.equal(draw(ui, *pasted).latents[0], first.latents[0])
+    assert pasted[:4] == ["any", 0.7, 0.0, 1.0] and pasted[16:20] == [about, "", "", ""] and pasted[20:30] == ["Hypernetwork 1", *asked]
+    assert not torch.equal(draw(ui, "").latents[0], first.latents[0])
+    assert torch.equal(draw(ui, *pasted[16:20]).latents[0], first.latents[0])
+
+
+def test_a_pasted_condition_of_a_later_row_is_asked_about_there(ui):
+    text = "a star\nSteps: 20, Sampler: Euler, CFG scale: 7, Hypernetworks: \"<hypernet:ink><hypernet:any:task=night>\", Hypernetworks hires: both passes"
+    pasted = ui.part("infotext_utils").paste(text, ui.script.infotext_fields)
+    assert pasted[16:20] == ["", "task=night", "", ""] and pasted[20:25] == ["Hypernetwork 2", TASK, "", "", "night"]
 
 
 def test_a_picture_keeps_its_lora_while_its_condition_is_encoded(ui):
@@ -128,4 +131,4 @@ def test_a_condition_that_cannot_be_is_told_below_the_picture_and_the_picture_is
 
 
 def test_a_reference_picture_that_is_still_to_be_dropped_in_is_asked_for(ui):
-    assert "Drop in a reference picture first" in draw(ui, REFERENCE).comments
+    assert "Drop in a reference picture first" in draw(ui, "ref=").comments

@@ -15,7 +15,7 @@ from web_ui.shelf import INK, OIL, fill, on
 
 PASSES = ("both passes", "first pass only", "hires pass only")
 EMPTY = ["None", 1.0, 0.0, 1.0]
-PROMPT = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0] * 4  # what generators make their weights for, in every row
+PROMPT = ["", "", "", "", "Hypernetwork 1", "The prompt", "", "", "", "The prompt", "", "", "", 0.0]  # what each row's generator makes its weights for; the questions
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<>:"), min_size=1, max_size=12)
 NAMES = TEXT.map(str.strip).filter(lambda name: name and name != "None")
 SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
@@ -87,7 +87,7 @@ def test_an_old_infotexts_hypernetwork_becomes_a_tag_and_the_panel_is_emptied(ui
 
 
 def test_what_is_no_pictures_infotext_leaves_the_panel_alone(ui):
-    assert pasted(ui, "a star, nothing else") == [None] * 53
+    assert pasted(ui, "a star, nothing else") == [None] * 31
 
 
 @pytest.mark.parametrize("said, first", [
@@ -98,7 +98,7 @@ def test_what_is_no_pictures_infotext_leaves_the_panel_alone(ui):
 def test_rows_that_cannot_be_shown_are_left_out(ui, said, first):
     text = f"a star\nSteps: 20, Sampler: Euler, CFG scale: 7, Hypernetworks: {json.dumps(said)}, Hypernetworks hires: never"
     values = pasted(ui, text)
-    assert values[:4] == first and values[-1] == "both passes" and len(values) == 53
+    assert values[:4] == first and values[-1] == "both passes" and len(values) == 31
 
 
 def plot(ui, x, y=("Nothing", [""]), rows=(), prompt="a star", **about):

@@ -23,8 +23,7 @@ from torch import nn
 
 from ..errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
 from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, Row, StepCallback
-from . import model_folder, single_file
-from .single_file import WANTED
+from . import model_folder, samplers, single_file
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 
@@ -56,7 +55,7 @@ class DiffusersHost:
 
     Raises `ModelUnfit` where there is no model or one of another kind; its weights are loaded at first need. The autoencoder
     computes in float32 whatever `dtype` is, since SDXL's overflows in half precision. Pictures are sampled with DDIM (Song et al.
-    2020).
+    2020) unless another sampler is asked for.
     """
 
     client_paths = True  # its page answers on this machine only
@@ -104,6 +103,11 @@ class DiffusersHost:
         return self._rows
 
     @property
+    def samplers(self) -> tuple[str, ...]:
+        """Those of diffusers, under the names that web UIs give them."""
+        return tuple(samplers.CLASSES)
+
+    @property
     def captioner(self) -> None:
         """There is nothing here that describes pictures."""
         return None
@@ -116,7 +120,7 @@ class DiffusersHost:
 
     def _load(self) -> _Model:
         pipeline = self._read_pipeline()
-        unet, scheduler = pipeline.unet.to(self.device).eval(), _sampler(pipeline.scheduler)
+        unet, scheduler = pipeline.unet.to(self.device).eval(), samplers.sampler(pipeline.scheduler)
         if self._single_file and self._single_file.prediction_type is None and _predicts_velocity(unet):
             scheduler.register_to_config(prediction_type="v_prediction")
             unet.register_to_config(sample_size=96)  # Stable Diffusion 2's v-prediction models are those of 768 pixels
@@ -270,13 +274,15 @@ class DiffusersHost:
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest, on_step: StepCallback | None = None) -> list[Image.Image]:
-        """Pictures by DDIM with classifier-free guidance; with a scale of 1 the negative prompt is left out.
+        """Pictures with classifier-free guidance; with a scale of 1 the negative prompt is left out.
 
         Each picture has its own generator on the CPU, so that it is the same alone or among others and on every device. A batch's
         rows are those with the negative prompt, then those with the prompt.
         """
         self._check(request)
-        factor, scheduler = self._loaded().facts.latent_factor, _sampler(self._loaded().scheduler, request.zero_terminal_snr)
+        factor, scheduler = self._loaded().facts.latent_factor, samplers.sampler(
+            self._loaded().scheduler, request.zero_terminal_snr, request.sampler
+        )
         guided, count = request.cfg_scale > 1, request.count
         conditioning = self.encode_prompts(
             [request.negative_prompt] * (count if guided else 0) + list(request.prompts or [request.prompt] * count)
@@ -284,19 +290,21 @@ class DiffusersHost:
         size = PictureSize((request.height, request.width), (0, 0), (request.height, request.width))
         scheduler.set_timesteps(request.steps)
         shape = (1, self.unet.config.in_channels, request.height // factor, request.width // factor)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed + i)) for i in range(count)]
+        chances = [torch.Generator().manual_seed(request.seed + i) for i in range(count)]
+        noise = [torch.randn(shape, generator=chance) for chance in chances]
         latents = torch.cat(noise).to(self.device) * scheduler.init_noise_sigma
         self._rows = tuple(Row(picture, uncond) for uncond in ((True, False) if guided else (False,)) for picture in range(count))
         try:
             for step, t in enumerate(scheduler.timesteps):
                 if on_step:
                     on_step(step, len(scheduler.timesteps))
-                rows = torch.cat([latents, latents]) if guided else latents
+                rows = scheduler.scale_model_input(latents, t)
+                rows = torch.cat([rows, rows]) if guided else rows
                 output = self.predict(rows, t.expand(len(rows)), conditioning, [size] * len(rows)).float()
                 if guided:
                     uncond, cond = output.chunk(2)
                     output = uncond + request.cfg_scale * (cond - uncond)
-                latents = scheduler.step(output, t, latents).prev_sample
+                latents = samplers.step(scheduler, output, t, latents, chances)
         finally:
             self._rows = ()
         return [self._decode(row[None]) for row in latents]
@@ -336,19 +344,6 @@ def _check_whole(pipeline: Any, path: Path) -> Any:
         if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
             raise ModelUnfit(f"The model {path.name} cannot be read: some of its weights are missing.")
     return pipeline
-
-
-def _sampler(scheduler: Any, zero_terminal_snr: bool = False) -> Any:
-    """A new DDIM scheduler with another one's prediction type and noise schedule, or that rescaled so that it ends in noise alone."""
-    from diffusers import DDIMScheduler
-
-    found = scheduler.config.get("prediction_type", "epsilon")
-    if getattr(scheduler, "alphas_cumprod", None) is None or found not in ("epsilon", "v_prediction"):
-        raise ModelUnfit(f"The model's scheduler ({type(scheduler).__name__}, prediction type {found}) is not one of {WANTED}.")
-    kept = {name: scheduler.config.get(name, False) for name in ("clip_sample", "set_alpha_to_one")}
-    if zero_terminal_snr:
-        kept |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # sampling has to begin at the last timestep
-    return DDIMScheduler.from_config(scheduler.config, **kept)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 import torch
-from modules import call_queue, paths, processing, scripts, shared
+from modules import call_queue, paths, processing, scripts, sd_samplers, shared
 from PIL import Image
 from torch import nn
 
@@ -58,6 +58,11 @@ class WebUiHost:
         """The web UI's own interrogator (BLIP); it loads its model at the first picture."""
         interrogator = getattr(shared, "interrogator", None)
         return None if interrogator is None else lambda picture: interrogator.interrogate(picture.convert("RGB"))
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The web UI's own, as its page names them."""
+        return tuple(sampler.name for sampler in sd_samplers.all_samplers)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -117,7 +122,7 @@ class WebUiHost:
         if request.zero_terminal_snr:
             settings["sd_noise_schedule"] = "Zero Terminal SNR"  # web UIs that have no such setting ignore it
         p = processing.StableDiffusionProcessingTxt2Img(
-            sd_model=shared.sd_model, do_not_save_grid=True, do_not_save_samples=True, sampler_name=PREVIEW_SAMPLER,
+            sd_model=shared.sd_model, do_not_save_grid=True, do_not_save_samples=True, sampler_name=request.sampler or PREVIEW_SAMPLER,
             prompt=list(request.prompts) or request.prompt, negative_prompt=request.negative_prompt, seed=request.seed,
             steps=request.steps, cfg_scale=request.cfg_scale, width=request.width, height=request.height, batch_size=request.count,
             override_settings=settings,

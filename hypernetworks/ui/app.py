@@ -102,6 +102,7 @@ def _free_port() -> int:
 
 
 def _end(jobs: Jobs) -> None:
+    jobs.queue.hold()
     job = jobs.current
     if job is not None and job.running:
         print("\nStopping the training after this step and saving; press Ctrl+C again to end at once.", flush=True)

@@ -9,7 +9,7 @@ import gradio as gr
 from ..catalog import Catalog
 from ..errors import HypernetworkError
 from ..host import Host
-from ..prompt import ActiveNetwork, ConditionSource
+from ..prompt import SOURCES, ActiveNetwork, ConditionSource, read, written
 from ..references import References
 from . import compatibility
 from .markup import code, data_uri, note
@@ -19,6 +19,7 @@ NEEDED = {PROMPT: "text", TEXT: "text", REFERENCE: "image", TASK: "task"}
 """What can be chosen, and which kind of condition a generator must have been made for."""
 
 KIND_OF = {"text": TEXT, "reference": REFERENCE, "task": TASK}
+LABELS = {KIND_OF[kind]: label for label, kind in SOURCES.items()}  # in a tag
 SIDE = 160  # pixels of the picture shown
 
 
@@ -89,9 +90,7 @@ class SourceInput:
         if kind == TEXT:
             return ConditionSource("text", text or "")
         if kind == REFERENCE:
-            if not reference:
-                raise HypernetworkError("Drop in a reference picture first, or choose something else to make the weights for.")
-            return ConditionSource("reference", reference)
+            return ConditionSource("reference", reference or "")
         return ConditionSource("task", task or "") if kind == TASK else None
 
     @staticmethod
@@ -102,19 +101,19 @@ class SourceInput:
 
 
 class ConditionInputs:
-    """Two conditions and how they are blended, for one row; unseen unless its network is a generator."""
+    """Two conditions and how they are blended, for one network; unseen unless it is a generator."""
 
-    def __init__(self, host: Host, catalog: Catalog, number: int | str, prefix: str, prompt: bool = True) -> None:
+    def __init__(self, host: Host, catalog: Catalog, ending: str, prefix: str, prompt: bool = True) -> None:
         self.catalog = catalog
-        with gr.Column(visible=False, elem_id=f"{prefix}conditions_{number}") as self.box:
+        with gr.Column(visible=False, elem_id=f"{prefix}conditions_{ending}") as self.box:
             gr.HTML("This network is a <strong>generator</strong>: it makes its weights anew for what you choose here, and its effect follows that.")
-            self.first = SourceInput(host, "Make the weights for", f"{number}", prefix, prompt)
+            self.first = SourceInput(host, "Make the weights for", ending, prefix, prompt)
             self.blend = gr.Slider(
-                minimum=0, maximum=1, step=0.05, value=0, label="Blend with something else", elem_id=f"{prefix}blend_{number}",
+                minimum=0, maximum=1, step=0.05, value=0, label="Blend with something else", elem_id=f"{prefix}blend_{ending}",
                 info="0 is what you chose above alone, 1 the second alone, 0.5 half of each.",
             )  # fmt: skip
-            with gr.Column(visible=False, elem_id=f"{prefix}second_{number}") as self.second_box:
-                self.second = SourceInput(host, "Blend with", f"{number}_second", prefix, prompt)
+            with gr.Column(visible=False, elem_id=f"{prefix}second_{ending}") as self.second_box:
+                self.second = SourceInput(host, "Blend with", f"{ending}_second", prefix, prompt)
         self.inputs = [*self.first.inputs, *self.second.inputs, self.blend]
         self.blend.do_not_save_to_config = True
         self.blend.change(lambda share: gr.update(visible=share > 0), [self.blend], [self.second_box], queue=False, show_progress="hidden")
@@ -147,3 +146,27 @@ class ConditionInputs:
         if active is None:
             return [*SourceInput.values(None), *SourceInput.values(None), 0.0]
         return [*SourceInput.values(active.condition), *SourceInput.values(active.second), active.blend]
+
+    @staticmethod
+    def said(values: Sequence[Any]) -> str:
+        """The values of `inputs` as arguments of a tag. What is still to be given is empty there, and told when it is read."""
+        *sources, blend = values
+        said = []
+        for (kind, *given), number in ((sources[:4], ""), (sources[4:], "2")):
+            if kind in LABELS and (blend or not number):
+                value = dict(zip((TEXT, REFERENCE, TASK), given, strict=True))[kind]
+                said.append(f"{LABELS[kind]}{number}={written(value or '')}")
+        return ":".join([*said, f"blend={blend:g}"] if blend else said)
+
+    @staticmethod
+    def read(said: str) -> list[Any]:
+        """What `inputs` show for the arguments of a tag; those of the prompt while they are not complete."""
+        try:
+            return ConditionInputs.values(read_conditions(said))
+        except HypernetworkError:
+            return ConditionInputs.values(None)
+
+
+def read_conditions(said: str, name: str = "any") -> ActiveNetwork:
+    """A network of that name with these arguments of a tag. Raises `HypernetworkError`."""
+    return read([name, *filter(None, said.split(":"))])

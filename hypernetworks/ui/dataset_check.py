@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..dataset import Bucket, Dataset, Picture, UnreadablePicture, bucket_of, open_picture
 from ..errors import DatasetError
+from ..groups import group_names, in_turns
 from .markup import data_uri, escape, note, plural
 
 SHOWN = 200  # pictures on the page; all are trained on
@@ -19,7 +20,7 @@ NAMED = 5  # files that are named before "and so on"
 def report(folder: Path, dataset: Dataset, resolution: int, bucket_step: int, factor: int, shared_caption: str = "") -> str:
     """The whole check as HTML. `resolution` and `bucket_step` in pixels, `factor` is pixels per latent cell."""
     buckets = Counter(bucket_of(picture.width, picture.height, resolution, bucket_step, factor) for picture in dataset.pictures)
-    shown = dataset.pictures[:SHOWN]
+    shown = in_turns(dataset.pictures)[:SHOWN]
     with ThreadPoolExecutor(4) as pool:
         cards = "".join(pool.map(lambda picture: _card(picture, shared_caption), shown))
     rest = len(dataset.pictures) - len(shown)
@@ -41,7 +42,9 @@ def _summary(dataset: Dataset, shared_caption: str) -> str:
         captions = f"{missing} without a caption"
     masked = sum(picture.mask is not None for picture in dataset.pictures)
     masks = f" {plural(masked, 'picture')} with a mask." if masked else ""
-    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>, {escape(captions)}.{masks}</p>'
+    groups = len(group_names(dataset.pictures))
+    where = f" in <strong>{plural(groups, 'folder')}</strong>" if groups > 1 else ""
+    return f'<p class="hypernetworks-summary"><strong>{plural(len(dataset.pictures), "picture")}</strong>{where}, {escape(captions)}.{masks}</p>'
 
 
 def _sizes(buckets: Counter[Bucket]) -> str:

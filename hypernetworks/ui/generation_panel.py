@@ -3,6 +3,7 @@ show it beside the prompt."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import HypernetworkError
 from ..host import Host
 from ..prompt import ActiveNetwork, tag
 from . import compatibility
-from .condition_inputs import ConditionInputs
+from .condition_inputs import ConditionInputs, read_conditions
 
 ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | None"]
 """From an infotext's labels and values to rows and passes; None where it says nothing about pictures."""
@@ -26,38 +27,39 @@ ROWS = 4
 class NetworkRows:
     """Build it within a page. `prefix` begins every element's id, so that a page may have several.
 
-    `inputs` are four of each row, and then the rows' conditions.
+    `inputs` are four of each row, and then what each row's generator makes its weights for, as arguments of a tag. These are asked for in one place
+    for all rows: `which` says for which row, `questions` are the rest.
     """
 
     def __init__(self, host: Host, catalog: Catalog, prefix: str = "hypernetworks_") -> None:
         self.host, self.catalog = host, catalog
         self.names: list[gr.Dropdown] = []
+        self.conditions: list[gr.Textbox] = []
         self.inputs: list[gr.components.Component] = []
-        self.conditions: list[ConditionInputs] = []
         self._add_row(1, prefix)
         self.refresh_button = gr.Button("Refresh list", size="sm", elem_id=f"{prefix}refresh")
         with gr.Accordion("More at once", open=False, elem_id=f"{prefix}more_networks"):
             for number in range(2, ROWS + 1):
                 self._add_row(number, prefix)
+        self.which = gr.Dropdown(
+            choices=[], value=row_label(1), label="Conditions of", allow_custom_value=True, visible=False, elem_id=f"{prefix}which",
+            info="There are several generators; what is chosen below is for this one.",
+        )  # fmt: skip
+        self.which.do_not_save_to_config = True
+        self.questions = ConditionInputs(self.host, self.catalog, "generator", prefix)
         self.tags = gr.Textbox(
             label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.", interactive=False,
             elem_id=f"{prefix}tags", **compatibility.copy_button(),
         )  # fmt: skip
-        self.inputs += [component for conditions in self.conditions for component in conditions.inputs]
-        self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
-        quietly = {"queue": False, "show_progress": "hidden"}
-        for component in self.inputs:
-            component.change(self.write_tags, self.inputs, [self.tags], **quietly)
-        for name, conditions in zip(self.names, self.conditions, strict=True):
-            offered = name.change(conditions.offer, [name, *conditions.inputs], conditions.offered, **quietly)
-            offered.then(self.write_tags, self.inputs, [self.tags], **quietly)  # what comes into sight with a value tells no change
+        self.inputs += self.conditions
+        self._wire()
 
     def _add_row(self, number: int, prefix: str) -> None:
         first = number == 1
         with gr.Group():
             with gr.Row():
                 name = gr.Dropdown(
-                    choices=self.choices(), value=NONE, label=f"Hypernetwork {number}", allow_custom_value=True, scale=3, min_width=180,
+                    choices=self.choices(), value=NONE, label=row_label(number), allow_custom_value=True, scale=3, min_width=180,
                     elem_id=f"{prefix}network_{number}",
                 )  # fmt: skip
                 strength = gr.Slider(
@@ -68,10 +70,27 @@ class NetworkRows:
                 words = ["0 is the first sampling step.", "1 is the last sampling step."] if first else [None, None]
                 start = gr.Slider(value=0, label="From", info=words[0], elem_id=f"{prefix}start_{number}", **about)
                 end = gr.Slider(value=1, label="To", info=words[1], elem_id=f"{prefix}end_{number}", **about)
-        name.do_not_save_to_config = True  # a web UI would offer yesterday's list (modules/ui_loadsave.py)
-        self.conditions.append(ConditionInputs(self.host, self.catalog, number, prefix))
+            # in the page but unseen: gradio tells no change of what is not in the page
+            condition = gr.Textbox(value="", show_label=False, elem_id=f"{prefix}said_{number}", elem_classes=["hypernetworks-hidden"])
+        for component in (name, condition):  # a web UI would offer yesterday's list, or its conditions (modules/ui_loadsave.py)
+            component.do_not_save_to_config = True
         self.names.append(name)
+        self.conditions.append(condition)
         self.inputs += [name, strength, start, end]
+
+    def _wire(self) -> None:
+        quietly = {"queue": False, "show_progress": "hidden"}
+        self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
+        for component in self.inputs:
+            component.change(self.write_tags, self.inputs, [self.tags], **quietly)
+        for component in self.questions.inputs:
+            component.change(self.say, [self.which, *self.questions.inputs], self.conditions, **quietly)
+        asked, answers = [self.which, *self.names, *self.conditions], [self.which, *self.conditions, *self.questions.offered]
+        for number, name in enumerate(self.names, 1):
+            offered = name.change(lambda *values, row=number: self.ask(row_label(row), *values[1:]), asked, answers, **quietly)
+            # what comes into sight with a value tells no change
+            offered.then(self.say, [self.which, *self.questions.inputs], self.conditions, **quietly)
+        self.which.input(self.ask, asked, answers, **quietly)
 
     def choices(self) -> list[str]:
         """What the dropdowns offer."""
@@ -88,14 +107,34 @@ class NetworkRows:
         self.catalog.refresh()
         return [gr.update(choices=self.choices(), value=value) for value in [name, *chosen[1:]]]
 
+    def ask(self, which: str, *values: str) -> list[Any]:
+        """`which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the row `which`
+        where it holds a generator, else about the first that does; a row of another kind forgets its condition."""
+        names, conditions = values[:ROWS], values[ROWS:]
+        generators = [row_label(number) for number in self.generators(names)]
+        which = which if which in generators or not generators else generators[0]
+        at = row_number(which) - 1
+        return [
+            gr.update(choices=generators, value=which, visible=len(generators) > 1),
+            *(gr.update() if row_label(number) in generators else "" for number in range(1, ROWS + 1)),
+            *self.questions.offer(names[at], *ConditionInputs.read(conditions[at] or "")),
+        ]
+
+    def say(self, which: str, *values: Any) -> list[Any]:
+        """The rows' conditions: that of the row `which` is what the questions' values say."""
+        return [ConditionInputs.said(values) if row_label(number) == which else gr.update() for number in range(1, ROWS + 1)]
+
+    def generators(self, names: Sequence[str]) -> list[int]:
+        """The numbers of the rows whose network is a generator."""
+        return [number for number, name in enumerate(names, 1) if name and name != NONE and self.catalog.describe_generator(name)]
+
     def active(self, values: Sequence[Any]) -> list[ActiveNetwork]:
         """The networks of rows with a name, from the values of `inputs`, which may end before the conditions. Raises `HypernetworkError` for
         a start behind its end, and where a condition is still to be given."""
-        width, unsaid = len(self.conditions[0].inputs), ConditionInputs.values(None)
-        rows, conditions = _parts(values[: 4 * ROWS], 4), _parts(values[4 * ROWS :], width)
+        rows = [values[index : index + 4] for index in range(0, 4 * ROWS, 4)]
         return [
-            ActiveNetwork(name.strip(), strength=float(strength), start=float(start), end=float(end), **ConditionInputs.chosen(condition))
-            for (name, strength, start, end), condition in zip_longest(rows, conditions, fillvalue=unsaid)
+            replace(read_conditions(condition or "", name.strip()), strength=float(strength), start=float(start), end=float(end))
+            for (name, strength, start, end), condition in zip_longest(rows, values[4 * ROWS :], fillvalue="")
             if name and name.strip() and name != NONE
         ]
 
@@ -103,7 +142,12 @@ class NetworkRows:
         """What `inputs` show for these networks; rows beyond `ROWS` are left out."""
         shown: list[ActiveNetwork | None] = [*active[:ROWS], *[None] * (ROWS - len(active))]
         rows = [[NONE, 1.0, 0.0, 1.0] if one is None else [one.name, one.strength, one.start, one.end] for one in shown]
-        return [value for part in [*rows, *map(ConditionInputs.values, shown)] for value in part]
+        return [*(value for row in rows for value in row), *("" if one is None else ConditionInputs.said(ConditionInputs.values(one)) for one in shown)]
+
+    def asked(self, active: Sequence[ActiveNetwork]) -> list[Any]:
+        """What `which` and the questions show for these networks."""
+        number = next(iter(self.generators([one.name for one in active[:ROWS]])), 1)
+        return [row_label(number), *ConditionInputs.values(active[number - 1] if active else None)]
 
     def write_tags(self, *values: Any) -> str:
         """The rows as tags; empty while a row is not valid."""
@@ -111,6 +155,16 @@ class NetworkRows:
             return " ".join(tag(active) for active in self.active(values))
         except HypernetworkError:
             return ""
+
+
+def row_label(number: int) -> str:
+    """What a row is called."""
+    return f"Hypernetwork {number}"
+
+
+def row_number(label: str) -> int:
+    """Of the row that is called so; the first for what is no row's label."""
+    return next((number for number in range(1, ROWS + 1) if row_label(number) == label), 1)
 
 
 class GenerationPanel:
@@ -136,14 +190,11 @@ class GenerationPanel:
 
         def value(index: int, infotext: Mapping[str, Any]) -> Any:
             found = read_panel(infotext)
-            return None if found is None else self.rows.values(found[0])[index]
+            return None if found is None else [*self.rows.values(found[0]), *self.rows.asked(found[0])][index]
 
         def passes(infotext: Mapping[str, Any]) -> Any:
             found = read_panel(infotext)
             return None if found is None else found[1]
 
-        return [*((one, partial(value, index)) for index, one in enumerate(self.rows.inputs)), (self.passes, passes)]
-
-
-def _parts(values: Sequence[Any], width: int) -> list[Sequence[Any]]:
-    return [values[index : index + width] for index in range(0, len(values), width)]
+        shown = [*self.rows.inputs, self.rows.which, *self.rows.questions.inputs]
+        return [*((one, partial(value, index)) for index, one in enumerate(shown)), (self.passes, passes)]

@@ -5,10 +5,11 @@
     if (window.hypernetworks) return;
 
     const EVERY = 1000; // milliseconds between looks at a run
-    const PATIENCE = 5000; // milliseconds until an answer that did not come is asked for again
+    const PATIENCE = 5000; // milliseconds until an answer that did not come is asked for again, and between looks when nothing is going on
     let asked = { tick: null, at: 0 };
     let inSight = false; // the library's table
     let chosen = "", resuming = ""; // names of networks on their way to the page
+    let queued = ""; // what is to become of a run of the queue: "up 3"
 
     // gradio 3 may put the page into a shadow root
     const page = () => document.querySelector("gradio-app")?.shadowRoot ?? document;
@@ -21,11 +22,13 @@
         button.click();
     }
 
-    /* A run goes on without the page: the first look finds it again, then one look a second follows it to its end. */
+    /* A run goes on without the page: the first look finds it again, then one look a second follows it to its end. In between another page may
+       start one, so that a tab in sight looks now and then. */
     function look() {
         const status = find("#hypernetworks_status [data-state]");
-        if (!status || document.hidden || !["unknown", "running"].includes(status.dataset.state)) return;
-        if (asked.tick !== status.dataset.tick || Date.now() - asked.at > PATIENCE) ask(status);
+        if (!status || document.hidden) return;
+        const late = Date.now() - asked.at > PATIENCE;
+        if (["unknown", "running"].includes(status.dataset.state) ? late || asked.tick !== status.dataset.tick : late && status.offsetParent) ask(status);
     }
 
     /* Captions that differ from what the check showed, as {folder, captions: {file name: caption}}. */
@@ -54,6 +57,14 @@
         find("#hypernetworks_library_open")?.click();
     }
 
+    /* A button of a row of the queue. */
+    function changeQueue(event) {
+        const button = event.composedPath().find((part) => part.dataset?.queue !== undefined);
+        if (!button || button.disabled) return;
+        queued = button.dataset.queue;
+        find(queued.startsWith("edit") ? "#hypernetworks_queue_edit" : "#hypernetworks_queue_act")?.click();
+    }
+
     /* Shows the training tab, wherever the page has it, and has it fill its form; gradio may build a tab only when it is shown. */
     function resume(name, patience = 50) {
         resuming = name;
@@ -74,6 +85,7 @@
     });
     document.addEventListener("click", (event) => {
         openRow(event);
+        changeQueue(event);
         window.setTimeout(lookAtLibrary, 100);
     });
     window.setInterval(() => { look(); lookAtLibrary(); }, EVERY);
@@ -81,6 +93,7 @@
         withEdits: (values) => [edits(), ...values.slice(1)],
         chosen: () => chosen,
         resuming: () => resuming,
+        queued: () => queued,
         resume,
         show: (name, block = "center") => find(`#hypernetworks_${name}`)?.scrollIntoView({ block }),
     };

@@ -12,6 +12,7 @@ from ..host import Host
 from ..jobs import Jobs
 from ..library import Library
 from . import compatibility
+from .comparison_box import ComparisonBox
 from .export_box import ExportBox
 from .library_details import can_be_resumed, panel
 from .library_table import SORTINGS, Table
@@ -43,6 +44,7 @@ class LibraryTab:
             with gr.Column(scale=5, min_width=380, elem_id="hypernetworks_library_opened"):
                 self._build_details()
                 self._build_merge()
+                self.comparing = ComparisonBox(self.host)
         with gr.Column(elem_id="hypernetworks_library_hidden"):
             self.open_button = gr.Button("Open", elem_id="hypernetworks_library_open")
             self.selected = gr.Textbox(elem_id="hypernetworks_library_selected", show_label=False)
@@ -104,6 +106,7 @@ class LibraryTab:
     def _wire(self) -> None:
         silent = {"show_progress": "hidden"}
         self.exporting.wire(self.selected)
+        self.comparing.wire(self.refresh_button)
         listing, opened, acted = [self.search, self.sorting, self.selected], self._opened, self._acted
         self.refresh_button.click(self.rows.refreshed, listing, [self.table], queue=False, **silent)
         for event in (self.search.change, self.sorting.change):

@@ -41,9 +41,8 @@ class OptionsForm:
                 self._add_rows(advanced)
 
     def _add_rows(self, names: Sequence[str]) -> None:
-        for start in range(0, len(names), 2):
-            with gr.Row():
-                self.add(*names[start : start + 2], min_width=200)
+        with gr.Row(elem_classes=["hypernetworks-options"]):  # one that wraps: rows of two are so many more parts for a page to begin with
+            self.add(*names, min_width=200)
 
     def values(self, raw: Iterable[Any]) -> dict[str, Any]:
         """Option values from the inputs' values, in the order of `inputs`; an emptied input counts as the option's default."""

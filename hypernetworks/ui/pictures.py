@@ -13,6 +13,7 @@ from ..captioning import captionable, write_captions
 from ..dataset import Dataset
 from ..errors import DatasetError, HypernetworkError
 from ..files import check_name
+from ..groups import read_groups
 from ..host import Host
 from ..repeats import read_pictures
 from ..uploads import Upload, safe_stem, store
@@ -36,7 +37,8 @@ class PicturesStep:
         self._stopped = threading.Event()
         gr.HTML(
             "<h3>1 · Pictures</h3><p>Some ten to fifty pictures of one style or one subject, each with a short caption of what it shows: "
-            "in a text file of the same name (<code>01.png</code>, <code>01.txt</code>), or as the file's name (<code>red barn.jpg</code>).</p>"
+            "in a text file of the same name (<code>01.png</code>, <code>01.txt</code>), or as the file's name (<code>red barn.jpg</code>). "
+            "For a generator, many styles or subjects: a folder of such folders, one for each.</p>"
         )
         about = HERE if host.client_paths else SENT
         self.folder = form.add("dataset", **about)[0]
@@ -60,7 +62,7 @@ class PicturesStep:
     def wire(self) -> None:
         """Connects the buttons, once all inputs exist."""
         inputs = self.form.inputs
-        about = [self.folder, self.shared_caption, inputs["resolution"], inputs["bucket_step"]]
+        about = [self.folder, self.shared_caption, inputs["resolution"], inputs["bucket_step"], inputs["kind"]]
         shown = [self.report, self.save_button, self.write_button, inputs["name"]]
         self.check_button.click(self.check, [*about, inputs["name"]], shown)
         self.folder.submit(self.check, [*about, inputs["name"]], shown)
@@ -73,10 +75,10 @@ class PicturesStep:
         begun.then(self.write_captions, [self.edits, *about], [self.report, *writing], **edits_first)
         self.stop_button.click(self.stop_captions, None, None, queue=False)
 
-    def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, name: str) -> list[Any]:
+    def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, kind: str, name: str) -> list[Any]:
         """The report, whether captions can be saved and written, and a name for the network where none is given: the folder's."""
         try:
-            html, offer = self._report(folder, shared_caption, resolution, bucket_step)
+            html, offer = self._report(folder, shared_caption, resolution, bucket_step, kind)
         except HypernetworkError as error:
             return [note(str(error)), gr.update(visible=False), gr.update(visible=False), gr.update()]
         return [html, gr.update(visible=True), offer, gr.update() if (name or "").strip() else _proposed_name(folder)]
@@ -93,7 +95,7 @@ class PicturesStep:
     def save(self, edits: str, *about: Any) -> list[Any]:
         """Writes edited captions, and shows the pictures anew."""
         try:
-            saved = self.save_edits(edits)
+            saved = self.save_edits(edits, about[-1])
             html, offer = self._report(*about)
         except HypernetworkError as error:
             return [note(str(error)), gr.update()]
@@ -106,14 +108,14 @@ class PicturesStep:
         return [gr.update(visible=False), gr.update(visible=True)]
 
     def write_captions(
-        self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any,
+        self, edits: str, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, kind: str,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio finds it by this default)
     ) -> list[Any]:  # fmt: skip
         """Has the host describe every picture without a caption, after the captions edited on the page; shows the pictures anew."""
         try:
-            self.save_edits(edits)
-            words = self._write_captions(folder, progress)
-            html, offer = self._report(folder, shared_caption, resolution, bucket_step)
+            self.save_edits(edits, kind)
+            words = self._write_captions(folder, kind, progress)
+            html, offer = self._report(folder, shared_caption, resolution, bucket_step, kind)
         except HypernetworkError as error:
             words, html, offer = "", note(str(error)), gr.update(visible=False)
         return [words + html, offer, gr.update(visible=False)]
@@ -122,9 +124,9 @@ class PicturesStep:
         """Ends the writing after the picture at hand."""
         self._stopped.set()
 
-    def _write_captions(self, folder: str, progress: Any) -> str:
+    def _write_captions(self, folder: str, kind: str, progress: Any) -> str:
         """What came of it, as notes."""
-        captioner, pictures = self.host.captioner, captionable(self._read(folder).pictures)
+        captioner, pictures = self.host.captioner, captionable(self._read(folder, kind).pictures)
         if captioner is None or not pictures:
             return note("There is nothing to write captions with or for.")
         written, failure = 0, ""
@@ -141,10 +143,10 @@ class PicturesStep:
         words = f"{written} of {plural(len(pictures), 'caption')} written. Read them through: what describes pictures may err."
         return failure + (note(words, "good") if written else "")
 
-    def save_edits(self, text: str) -> int:
-        """Writes captions that the page's script sent; gives how many."""
+    def save_edits(self, text: str, kind: str) -> int:
+        """Writes captions that the page's script sent, of the pictures for a network of that kind; gives how many."""
         edits = read_edits(text)
-        return len(save_captions(self._read(edits[0]), edits[1])) if edits else 0
+        return len(save_captions(self._read(edits[0], kind), edits[1])) if edits else 0
 
     def path(self, folder: str | Path) -> Path:
         """The folder that is meant. Raises `DatasetError` for none, `AccessRefused` for one that this page may not name."""
@@ -152,16 +154,17 @@ class PicturesStep:
             raise DatasetError("Give a folder of pictures, or drop pictures in.")
         return client_folder(str(folder).strip(), self.host.folders, self.host.client_paths)
 
-    def _read(self, folder: str | Path, **about: Any) -> Dataset:
-        return read_pictures(self.path(folder), cache=self.host.folders.data / "latents", **about)
+    def _read(self, folder: str | Path, kind: str, **about: Any) -> Dataset:
+        read = read_groups if kind == "generator" else read_pictures
+        return read(self.path(folder), cache=self.host.folders.data / "latents", **about)
 
-    def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any) -> tuple[str, Any]:
+    def _report(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, kind: str) -> tuple[str, Any]:
         """The check, and the button that has captions written: shown where the host can and pictures need it."""
         given = {"resolution": resolution, "bucket_step": bucket_step, "shared_caption": shared_caption}
         values = {name: self.form.options[name].check(value) for name, value in given.items() if value is not None}
         model, caption = self.host.model, values.get("shared_caption", "")
         side = values.get("resolution") or model.resolution
-        dataset = self._read(folder, resolution=side, shared_caption=caption, check=True)
+        dataset = self._read(folder, kind, resolution=side, shared_caption=caption, check=True)
         html = report(Path(folder.strip()), dataset, side, values.get("bucket_step", 64), model.latent_factor, caption)
         bare = len(captionable(dataset.pictures)) if self.host.captioner else 0
         return html, gr.update(visible=bare > 0, value=f"Write captions for {plural(bare, 'picture')}")

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from ..jobs import Job
+from ..jobs import ENDINGS, Job
 from .markup import duration, escape, note
 
 Points = Sequence[tuple[float, float]]
@@ -14,12 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40  # its margins
 
 
 def state_of(job: Job | None) -> str:
-    """"idle", "running", "failed", or how the run ended: "finished", "stopped" or "cancelled"."""
+    """That of the run, or "idle" where there is none."""
     if job is None:
         return "idle"
-    if job.running:
-        return "running"
-    return "failed" if job.error or job.last is None else job.last.kind
+    return job.state
 
 
 def status(job: Job | None) -> str:
@@ -29,7 +27,9 @@ def status(job: Job | None) -> str:
     state = state_of(job)
     warnings = "".join(note(warning, "warning") for warning in job.warnings)
     foreseen = note(job.foreseen, "hint") if state == "running" else ""
-    return _framed(state, _heading(job, state) + _bar(job, state) + foreseen + note(job.error or "") + warnings + _chart_of(job))
+    ending = job.last.message if state in ENDINGS and job.last is not None else ""
+    notes = foreseen + note(job.error or "") + note(ending, "hint") + warnings
+    return _framed(state, _heading(job, state) + _bar(job, state) + notes + _chart_of(job))
 
 
 def nothing(state: str = "unknown") -> str:
@@ -91,26 +91,27 @@ def _chart_of(job: Job) -> str:
 def chart(losses: Points, validation: Points, steps: int = 0) -> str:
     """The loss over the steps as SVG: each point, their running mean, and the held-out pictures' loss. Colours are the style sheet's."""
     mean = running_mean(losses)
-    low, high = _range(losses, [*mean, *validation])
+    low, high = value_range(losses, [*mean, *validation])
     last = max(steps, 1, *(x for x, _ in [losses[-1], *validation[-1:]]))
 
     def place(points: Points) -> list[tuple[float, float]]:
-        return [
-            (
-                LEFT + x / last * (WIDTH - LEFT - RIGHT),
-                TOP + (high - min(max(y, low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM),
-            )
-            for x, y in points
-        ]
+        return placed(points, last, low, high)
 
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in place(validation)) if len(validation) <= 40 else ""
     entries = [("loss", "Loss at each step"), ("mean", "Running mean"), *([("validation", "Held-out pictures")] if validation else [])]
     legend = "".join(f'<span class="hypernetworks-{kind}">{label}</span>' for kind, label in entries)
     return (
         f'<figure class="hypernetworks-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss over the training steps">'
-        f"{_axes(last, low, high)}{_line('loss', place(losses))}{_line('mean', place(mean))}{_line('validation', place(validation))}"
+        f"{axes(last, low, high)}{line('loss', place(losses))}{line('mean', place(mean))}{line('validation', place(validation))}"
         f'<g class="hypernetworks-validation">{dots}</g></svg><figcaption>{legend}</figcaption></figure>'
     )
+
+
+def placed(points: Points, last: float, low: float, high: float) -> list[tuple[float, float]]:
+    """Where (step, value) lies on a chart of steps up to `last` and values from `low` to `high`; what is beyond them lies at its edge."""
+    return [
+        (LEFT + x / last * (WIDTH - LEFT - RIGHT), TOP + (high - min(max(y, low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM)) for x, y in points
+    ]
 
 
 def running_mean(points: Points) -> list[tuple[float, float]]:
@@ -125,11 +126,11 @@ def running_mean(points: Points) -> list[tuple[float, float]]:
     return averaged
 
 
-def _range(losses: Points, always: Points) -> tuple[float, float]:
+def value_range(losses: Points, always: Points) -> tuple[float, float]:
     """Lowest and highest value to show: all of `always`, and the losses but for the outermost hundredth at each end."""
     values = sorted(y for _, y in losses)
     cut = len(values) // 100
-    shown = [values[cut], values[-1 - cut], *(y for _, y in always)]
+    shown = [*([values[cut], values[-1 - cut]] if values else []), *(y for _, y in always)]
     low, high = min(shown), max(shown)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return max(0.0, low - margin) if low >= 0 else low - margin, high + margin
@@ -143,7 +144,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _axes(last: float, low: float, high: float) -> str:
+def axes(last: float, low: float, high: float) -> str:
+    """Grid, numbers and words of a chart."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for value in ticks(low, high, 4):
@@ -161,6 +163,7 @@ def _axes(last: float, low: float, high: float) -> str:
     return "".join(parts)
 
 
-def _line(kind: str, points: Points) -> str:
+def line(kind: str, points: Points) -> str:
+    """The points, which are placed already, as one line of a class of the style sheet's."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline class="hypernetworks-{kind}" points="{path}"/>' if points else ""

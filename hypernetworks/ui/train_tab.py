@@ -1,6 +1,7 @@
 """The tab "Train Hypernetwork": pictures, a name, options, a button; then the run itself, and the file that comes out."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from ..errors import ConfigError, HypernetworkError
 from ..files import check_name, describe
 from ..host import Host
 from ..jobs import Job, Jobs
+from ..networks import steps_done
 from ..presets import PRESETS
 from ..resuming import options_to_resume
 from . import compatibility, progress
-from .markup import escape, note
+from .markup import note
 from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
+from .preset_box import FIRST, PresetBox
+from .queue_box import QueueBox
 from .result import card, lora_card, write_pt
+from .sweep_box import SweepBox
 
-FIRST_PRESET = next(iter(PRESETS))  # is chosen, and its values are shown, in a new page
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
-OWN = ("name", "dataset", "shared_caption", "description", "preview_prompts", "seed")  # options that no preset touches
 ASK_TO_CANCEL = "() => [window.confirm('Cancel the training? What it learned since the last checkpoint is lost.')]"
 
 RESUMING = "() => [window.hypernetworks ? window.hypernetworks.resuming() : '']"
@@ -40,7 +43,8 @@ class TrainTab:
 
     def __init__(self, host: Host, jobs: Jobs) -> None:
         self.host, self.jobs = host, jobs
-        self.form = OptionsForm(TrainingConfig, values=PRESETS[FIRST_PRESET].values)
+        self.form = OptionsForm(TrainingConfig, values=PRESETS[FIRST].values)
+        self.presets = PresetBox(host, self.form)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=440):
                 self.pictures = PicturesStep(host, self.form)
@@ -54,12 +58,8 @@ class TrainTab:
         gr.HTML("<h3>2 · Name and options</h3><p>A name and a preset are enough; everything else has a value that works.</p>")
         with gr.Row():
             self.form.add("name", min_width=200)
-            self.preset = gr.Dropdown(
-                choices=list(PRESETS), value=FIRST_PRESET, label="Preset", min_width=200, elem_id="hypernetworks_preset",
-                info="What is to be learned; sets the options below.",
-            )  # fmt: skip
-            self.preset.do_not_save_to_config = True  # a web UI would keep it without the options that it sets (modules/ui_loadsave.py)
-        self.preset_help = gr.HTML(_preset_help(FIRST_PRESET), elem_id="hypernetworks_preset_help")
+            self.presets.choice()
+        self.presets.own()
         with gr.Row():
             self.form.add("max_steps", "batch_size", min_width=200)
         for group in dict.fromkeys(option.group for option in self.form.options.values()):
@@ -75,8 +75,11 @@ class TrainTab:
             self.keep_button = gr.Button("Neither", min_width=120, elem_id="hypernetworks_keep")
         with gr.Row():
             self.train_button = gr.Button("Train", variant="primary", min_width=120, elem_id="hypernetworks_train")
+            self.queue_button = gr.Button("Add to queue", min_width=120, elem_id="hypernetworks_add_to_queue")
             self.stop_button = gr.Button("Stop and save", interactive=False, min_width=120, elem_id="hypernetworks_stop")
             self.cancel_button = gr.Button("Cancel", interactive=False, min_width=120, elem_id="hypernetworks_cancel")
+        self.queue = QueueBox(self.jobs, self.form)
+        self.sweep = SweepBox(self.host, self.jobs)
 
     def _build_results(self) -> None:
         self.status = gr.HTML(progress.nothing(), elem_id="hypernetworks_status")
@@ -101,7 +104,9 @@ class TrainTab:
         self.pictures.wire()
         inputs = [self.pictures.edits, *self.form.inputs.values()]
         asked = [self.note, self.taken]
-        for button, start in ((self.train_button, self.train), (self.continue_button, self.go_on), (self.replace_button, self.replace)):
+        for button, start in (
+            (self.train_button, self.train), (self.queue_button, self.enqueue), (self.continue_button, self.go_on), (self.replace_button, self.replace),
+        ):  # fmt: skip
             begun = button.click(start, inputs, asked, **compatibility.script(EDITS_FIRST))
             begun.then(self.poll, [self.seen], self._polled, show_progress="hidden")
         self.keep_button.click(lambda: ["", gr.update(visible=False)], None, asked)
@@ -112,36 +117,45 @@ class TrainTab:
         filled = [self.note, self.taken, *self.form.inputs.values()]
         resumed = self.resume_button.click(self.resume, [self.resuming], filled, show_progress="hidden", **compatibility.script(RESUMING))
         resumed.then(None, None, None, **compatibility.script(SHOW_NOTE))
-        changed = [self.form.inputs[name] for name in self._preset_names()]
-        self.preset.change(self.choose_preset, [self.preset], [self.preset_help, *changed], show_progress="hidden")
+        self.presets.wire()
+        self.queue.wire(self.note)
+        swept = self.sweep.button.click(self.add_sweep, [*inputs, self.sweep.lines], [self.note], **compatibility.script(EDITS_FIRST))
+        swept.then(self.poll, [self.seen], self._polled, show_progress="hidden")
 
     @property
     def _polled(self) -> list[Any]:
         buttons = [self.train_button, self.stop_button, self.cancel_button]
         results = [self.previews, self.card, self.result, self.pt_button, self.downloads, self.result_note, self.trained_name]
-        return [self.status, self.seen, *buttons, *results]
-
-    def _preset_names(self) -> list[str]:
-        return [name for name in self.form.inputs if name not in OWN]
-
-    def choose_preset(self, preset: str) -> list[Any]:
-        """Sets every option that a preset may touch, to the preset's value or the default."""
-        return [_preset_help(preset), *self.form.shown(PRESETS[preset].values, self._preset_names())]
+        return [self.status, self.seen, self.presets.preset, *self.queue.shown, self.sweep.table, *buttons, *results]
 
     def train(self, edits: str, *raw: Any) -> list[Any]:
         """Starts a run, or asks what is to happen to the one of that name."""
+        return self._begin(self.jobs.start, edits, raw)
+
+    def enqueue(self, edits: str, *raw: Any) -> list[Any]:
+        """Puts a run into the queue, or asks what is to happen to the one of that name."""
+        return self._begin(self.jobs.add, edits, raw)
+
+    def add_sweep(self, edits: str, *raw: Any) -> str:
+        """Puts the runs of a sweep into the queue; its lines are the last value."""
+        try:
+            return self.sweep.add(self._config(edits, raw[:-1]), raw[-1], self._taken)
+        except HypernetworkError as error:
+            return note(str(error))
+
+    def _begin(self, begin: Callable[[TrainingConfig], Any], edits: str, raw: tuple[Any, ...]) -> list[Any]:
         try:
             config = self._config(edits, raw)
             taken = self._taken(config)
             if taken:
                 return [note(taken, "warning"), gr.update(visible=True)]
-            self.jobs.start(config)
+            begin(config)
         except HypernetworkError as error:
             return [note(str(error)), gr.update(visible=False)]
         return ["", gr.update(visible=False)]
 
     def go_on(self, edits: str, *raw: Any) -> list[Any]:
-        """Continues the run of that name."""
+        """Continues the run of that name, in its turn where another one is going on."""
         return self._start_taken(edits, raw, resume=True)
 
     def replace(self, edits: str, *raw: Any) -> list[Any]:
@@ -161,7 +175,8 @@ class TrainTab:
             config = self._config(edits, raw)
             if how.get("resume"):
                 self._check_steps_left(config)
-            self.jobs.start(config, **how)
+            busy = self.jobs.current is not None and self.jobs.current.running
+            (self.jobs.add if busy else self.jobs.start)(config, **how)
         except HypernetworkError as error:
             return [note(str(error)), gr.update()]
         return ["", gr.update(visible=False)]
@@ -175,7 +190,7 @@ class TrainTab:
         values["dataset"] = str(self.pictures.path(values["dataset"]))
         if values["regularization"].strip():
             values["regularization"] = str(self.pictures.path(values["regularization"]))
-        self.pictures.save_edits(edits)
+        self.pictures.save_edits(edits, values["kind"])
         return read(TrainingConfig, values)
 
     def _taken(self, config: TrainingConfig) -> str:
@@ -194,7 +209,7 @@ class TrainTab:
         file = self._file(config.name)
         if not file.exists() or not RunFolder(self.host.folders.runs, config.name).state_path.exists():
             return
-        done = describe(file).step
+        done = steps_done(describe(file))
         if done >= config.max_steps:
             raise ConfigError(f"{config.name} has done its {done:,} steps. To go on, raise Steps (step 2), for example to {2 * done:,}.")
 
@@ -219,12 +234,13 @@ class TrainTab:
         """The run as it is now. What this page has shown before (`seen`) is not sent again, but for the status."""
         job = self.jobs.current
         state = progress.state_of(job)
-        now = "" if job is None else f"{job.number} {state} {len(job.previews)}"
+        now = f"{self.jobs.queue.changes} " + (state if job is None else f"{job.number} {state} {len(job.previews)}")
         if now == seen:
             return [progress.status(job), *[gr.update()] * (len(self._polled) - 1)]
         running = state == "running"
         buttons = [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=running)]
-        return [progress.status(job), now, *buttons, _gallery(job), *self._result(job, running)]
+        presets = gr.update() if seen else self.presets.refreshed()
+        return [progress.status(job), now, presets, *self.queue.now(), self.sweep.now(), *buttons, _gallery(job), *self._result(job, running)]
 
     def _result(self, job: Job | None, running: bool) -> list[Any]:
         """Card, its buttons, downloads, a note beside them, and the name of the new network."""
@@ -252,10 +268,6 @@ class TrainTab:
         return [gr.update(value=[str(path), str(pt)]), note(f"{pt.name} is among the downloads; A1111 finds it in its folder models/hypernetworks.", "good")]
 
 
-def _preset_help(preset: str) -> str:
-    return f'<p class="hypernetworks-preset">{escape(PRESETS[preset].help)}</p>'
-
-
 def _gallery(job: Job | None) -> Any:
     """The newest previews, as pictures in memory: a page may not be allowed to read files from everywhere."""
     if job is None:
@@ -263,10 +275,13 @@ def _gallery(job: Job | None) -> Any:
     with job.lock:
         newest = job.previews[: -PREVIEWS - 1 : -1]
     shown = []
-    for preview in newest:
+    labelled = [(preview.path, f"step {preview.step:,}: {preview.prompt}".rstrip(": ")) for preview in newest]
+    if newest and not job.running:
+        labelled.insert(0, (newest[0].path.parent.parent / RunFolder.SHEET, "all of them: prompts by steps"))
+    for path, label in labelled:
         try:
-            with Image.open(preview.path) as picture:
-                shown.append((picture.convert("RGB"), f"step {preview.step:,}: {preview.prompt}".rstrip(": ")))
+            with Image.open(path) as picture:
+                shown.append((picture.convert("RGB"), label))
         except OSError:
-            continue  # deleted since
+            continue  # deleted since, or no sheet was asked for
     return gr.update(visible=bool(shown), value=shown)

@@ -1,0 +1,54 @@
+"""Options in files: TOML or JSON that is read, TOML that is written."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+LARGEST = 1 << 20  # bytes
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a TOML or JSON file. Raises `ConfigError` that names the file and what is wrong with it."""
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"The configuration {path} has {path.stat().st_size} bytes, far more than the options take.")
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if kind == "JSON" else _from_toml(text)
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:  # both readers' errors and wrong encodings are ValueErrors
+        raise ConfigError(f"The configuration {path} is no valid {kind}: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The configuration {path} must hold names and values.")
+    return values
+
+
+def toml_text(values: Mapping[str, Any]) -> str:
+    """The values as TOML, one a line: texts, numbers, true and false, and lists of them. JSON's way to write these is one of TOML's, but for
+    a character that it leaves as it is."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()).replace("\x7f", "\\u007f")
+
+
+def _from_toml(text: str) -> dict[str, Any]:
+    try:
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+    except ModuleNotFoundError:  # a web UI on Python 3.10
+        return _from_lines(text)
+    return tomllib.loads(text)
+
+
+def _from_lines(text: str) -> dict[str, Any]:
+    """What `toml_text` has written. Raises ValueError for other TOML."""
+    try:
+        return {name.strip(): json.loads(value) for name, _, value in (line.partition("=") for line in text.split("\n") if line.strip())}
+    except ValueError:
+        raise ValueError("without the package tomli (pip install tomli), only files that were written here are understood") from None
