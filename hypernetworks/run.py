@@ -95,11 +95,13 @@ class Run:
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
-        self._clear_temporaries()
+        if self.main:
+            self._clear_temporaries()
         self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
-        self._check_space()
+        if self.main:
+            self._check_space()
         if state is not None:
             self._restore(state)
             self.step = self.saved_step = state["step"]
