@@ -84,7 +84,7 @@ def foresee(trainee: Trainee, batches: Batches, objective: Objective) -> Forecas
         return None
     free = free_bytes(host.device)
     return Forecast(
-        model, network, weights, optimizer, _copies(config, host.device) * (network + optimizer), activations, config.gradient_accumulation > 1,
+        model, network, weights, optimizer, _copies(config, host.device, network, optimizer), activations, config.gradient_accumulation > 1,
         config.optimizer_offload and host.device.type != "cpu", None if free is None else free + _resident(host.unet, host.device),
     )
 
@@ -94,10 +94,12 @@ def model_bytes(host: Host) -> int:
     return sum(tensor.nbytes for tensor in (*host.unet.parameters(), *host.unet.buffers()))
 
 
-def _copies(config: TrainingConfig, device: torch.device) -> int:
-    """How many of a run's states are kept in the machine's memory (recovery.py), where that is the device's: the good one, the one that is not known
-    to be good yet, and with validation the best one."""
-    return (3 if config.validation_every else 2) if config.rollbacks and device.type == "cpu" else 0
+def _copies(config: TrainingConfig, device: torch.device, network: int, optimizer: int) -> int:
+    """Of a run's states that are kept in the machine's memory (recovery.py), where that is the device's: the good one, the one that is not known to be
+    good yet, and with validation the best one. Without ways back it is the network at the start."""
+    if device.type != "cpu":
+        return 0
+    return (3 if config.validation_every else 2) * (network + optimizer) if config.rollbacks else network
 
 
 def _resident(unet: nn.Module, device: torch.device) -> int:

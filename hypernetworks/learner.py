@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from .optimizers import (
     set_training,
 )
 from .preview_lines import read_lines
-from .processes import prepare
+from .processes import average_gradients
 from .schedule import LearningRate, is_auto, parse_stages, stage_at
 from .trainees import Trainee
 
@@ -63,8 +63,7 @@ class Learner:
         self.rate, self.clipping = learning_rate(config), parse_stages(config.clip_schedule, "Clipping over time")
         groups = trainee.groups(is_auto(config.learning_rate) and not finds_own_rate(config.optimizer))
         self.optimizer = make_optimizer(config.optimizer, config.optimizer_arguments, groups)
-        self.alone = Denoiser(trainee)  # passes without gradients go through it, in whichever process
-        self.denoiser, self._prepared = prepare(accelerator, self.alone, self.optimizer, trainee.skips)
+        self.denoiser, self._prepared = Denoiser(trainee), accelerator.prepare(self.optimizer)
         self.offload = Offload(self.optimizer) if config.optimizer_offload else None
         self.average = Average(self.network, config.ema_decay) if config.ema_decay else None
         self.warnings: list[str] = []
@@ -81,12 +80,9 @@ class Learner:
             group["lr"] = rate * group["rate_scale"]
         return self.optimizer.param_groups[0]["lr"]
 
-    def gathering(self, last: bool) -> AbstractContextManager[None]:
-        """Within it a pass and its backward add to the gradients; those of several processes meet in the step's last part."""
-        return nullcontext() if last else self.accelerator.no_sync(self.denoiser)
-
     def update(self, step: int) -> None:
-        """Changes the weights by their gradients, once all of the step's batches have given theirs."""
+        """Changes the weights by their gradients, once all of the step's batches have given theirs, in all processes."""
+        average_gradients(self.accelerator, self.network)
         self._clip(stage_at(self.clipping, step))
         with self.offload.at_hand() if self.offload is not None else nullcontext():
             self._prepared.step()
@@ -152,7 +148,7 @@ class Learner:
 
 
 class Denoiser(nn.Module):
-    """The UNet's prediction as a function of the networks: one module, so that every process's gradients meet when there are several."""
+    """The UNet's prediction as a function of the networks."""
 
     def __init__(self, trainee: Trainee) -> None:
         super().__init__()

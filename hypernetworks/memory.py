@@ -48,9 +48,9 @@ class Room:
     before, only in more parts.
     """
 
-    def __init__(self, device: torch.device, samples: int, checkpointing: bool, checkpoint: Callable[[], None], divisible: bool = True) -> None:
-        """`checkpoint` switches it on. Not `divisible`: several processes have to go through as many parts."""
-        self.device, self.samples, self.checkpointing, self.divisible = device, samples, checkpointing, divisible
+    def __init__(self, device: torch.device, samples: int, checkpointing: bool, checkpoint: Callable[[], None]) -> None:
+        """`checkpoint` switches it on."""
+        self.device, self.samples, self.checkpointing = device, samples, checkpointing
         self._checkpoint = checkpoint
         self.warnings: list[str] = []  # that nobody was told of yet
 
@@ -89,7 +89,7 @@ class Room:
 
     def _make(self, samples: int, place: str) -> None:
         tried = min(self.samples, samples)
-        if not self.divisible or (tried == 1 and self.checkpointing):
+        if tried == 1 and self.checkpointing:
             raise TrainingFailed(out_of_memory(self.device, place))
         if tried > 1:
             self.samples = -(-tried // 2)

@@ -36,16 +36,23 @@ def make_accelerator(mixed_precision: str, device: torch.device) -> Any:
     return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
-def prepare(accelerator: Any, module: torch.nn.Module, optimizer: torch.optim.Optimizer, skips: bool) -> tuple[torch.nn.Module, Any]:
-    """Module and optimizer such that the module's gradients are the means over all processes, with weights that are the same in all of them.
+def average_gradients(accelerator: Any, network: torch.nn.Module) -> None:
+    """Every weight's gradient becomes the mean of all processes'; one that has none in any of them keeps none.
 
-    `skips`: a pass may leave some of the parameters out. Only passes with gradients may go through the module that is returned, since all
-    processes have to take part.
+    Said of the weights themselves, not of a module's passes as PyTorch's DistributedDataParallel does it: what acts through hooks would go past that, and
+    a process whose memory is full could not take its share in smaller parts.
     """
-    from accelerate import DistributedDataParallelKwargs
+    import torch
 
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=skips)
-    return accelerator.prepare(module, optimizer)
+    if accelerator.num_processes == 1:
+        return
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    has = mean_over_all(accelerator, torch.tensor([float(weight.grad is not None) for weight in weights], device=accelerator.device))
+    weights = [weight for weight, share in zip(weights, has.tolist(), strict=True) if share]
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    mean = mean_over_all(accelerator, torch.cat([gradient.flatten() for gradient in gradients]))
+    for weight, gradient in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
+        weight.grad = gradient.view_as(weight)
 
 
 def make_alike(accelerator: Any, network: torch.nn.Module) -> None:

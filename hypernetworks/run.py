@@ -82,10 +82,8 @@ class Run:
         self.main = accelerator.is_main_process  # it alone writes and draws
         self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
         self.best = Best(config.early_stop, config.validation_every, config.keep_best)
-        self.room = Room(
-            self.host.device, max(config.batch_size, VALIDATION_TIMESTEPS), config.gradient_checkpointing, self._checkpoint_activations,
-            divisible=accelerator.num_processes == 1,
-        )
+        samples = max(config.batch_size, VALIDATION_TIMESTEPS)
+        self.room = Room(self.host.device, samples, config.gradient_checkpointing, self._checkpoint_activations)
         self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
         self.last_previews: tuple[Path, ...] = ()
         self.validation_loss: float | None = None
@@ -97,11 +95,13 @@ class Run:
     def begin(self, resume: bool) -> None:
         """Network and optimizer, at the run's start or where it was left."""
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
-        self._clear_temporaries()
+        if self.main:
+            self._clear_temporaries()
         self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
-        self._check_space()
+        if self.main:
+            self._check_space()
         if state is not None:
             self._restore(state)
             self.step = self.saved_step = state["step"]
@@ -241,10 +241,9 @@ class Run:
         with _seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
             for micro_step in range(count):
                 batch = self.batches.at(self.step, micro_step)
-                for part in (parts := self.room.parts(batch)):
-                    with self.learner.gathering(last=micro_step == count - 1 and part is parts[-1]):
-                        loss = self._loss(part) * (len(part) / len(batch)) / count
-                        self.accelerator.backward(loss)
+                for part in self.room.parts(batch):
+                    loss = self._loss(part) * (len(part) / len(batch)) / count
+                    self.accelerator.backward(loss)
                     total += loss.detach()
         return total
 
@@ -252,8 +251,7 @@ class Run:
         noisy = self.objective.noisy(batch)
         kept = self._kept(noisy, batch) if self.objective.keeps(batch) else None
         with self.accelerator.autocast():
-            denoiser = self.learner.denoiser if torch.is_grad_enabled() else self.learner.alone
-            predicted, penalty = denoiser(noisy, batch)
+            predicted, penalty = self.learner.denoiser(noisy, batch)
         return self.objective.loss(predicted, batch, kept) + self.trainee.penalty * penalty
 
     def _whole_loss(self, batch: Batch) -> Tensor:

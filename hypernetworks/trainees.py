@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Edit, LowRankEdit, ResidualEdit, Strength, network_widths
+from .attention import Edit, LowRankEdit, ResidualEdit, Strength
 from .batches import Batch, Batches
 from .config import TrainingConfig
 from .contrast import taught_parameters, teach
@@ -41,7 +41,6 @@ class Trainee:
     network: nn.Module
     edit: Edit
     penalty = 0.0  # what the penalty of `acting` counts beside the loss
-    skips = False  # whether a step may leave some of the parameters without a gradient
 
     def __init__(self, network: Network | None, config: TrainingConfig, host: Host) -> None:
         self.network, self.config, self.host = network, config, host
@@ -119,7 +118,6 @@ class ResidualTrainee(Trainee):
         if self.network is None:
             self.network = load(path) if path else new_network(self.host.unet, self.config)
         self._check_pt(self.network.per_layer)  # a file that is gone on from may be of the other kind
-        self.skips = not set(self.network.keys) <= set(network_widths(self.host.unet, per_layer=self.network.per_layer))
         self.edit = ResidualEdit(self.network)
 
     def groups(self, auto: bool) -> list[dict[str, Any]]:
@@ -162,8 +160,6 @@ class ResidualTrainee(Trainee):
 
 class GeneratorTrainee(Trainee):
     """A generating hypernetwork: every sample gets the weights for its own condition. The penalty is mean A² + mean B² over all projections."""
-
-    skips = True  # of the encoder, what reads other kinds of conditions than the batch has
 
     def __init__(self, network: Hypernetwork | None, config: TrainingConfig, host: Host) -> None:
         super().__init__(network, config, host)

@@ -45,10 +45,10 @@ def spoil_one_loss():
 
 
 def leave_gradients_alone():
-    """The mistake that the tests are to find: hooks on a module that the processes do not know of."""
-    honest = learner.prepare
-    learner.prepare = lambda accelerator, module, optimizer, skips: (module, accelerator.prepare(optimizer))
-    return lambda: setattr(learner, "prepare", honest)
+    """The mistake that the tests are to find: each process goes by its own gradients."""
+    honest = learner.average_gradients
+    learner.average_gradients = lambda accelerator, network: None
+    return lambda: setattr(learner, "average_gradients", honest)
 
 
 WHILE_RUNNING = {"stop": stop, "cancel": cancel}

@@ -75,8 +75,8 @@ def test_weights_optimizer_and_copies_are_those_of_the_network(host):
     assert one.copies == 3 * (one.network + one.optimizer)
     assert one.model == sum(tensor.nbytes for tensor in host.unet.state_dict().values())
     without = read(TrainingConfig, QUICK | {"optimizer": "SGD", "rollbacks": 0})
-    assert forecast._optimizer_bytes(without, host.device) == forecast._copies(without, host.device) == 0
-    assert forecast._copies(read(TrainingConfig, QUICK), torch.device("cuda")) == 0  # they are in the machine's memory, not in the card's
+    assert forecast._optimizer_bytes(without, host.device) == 0 and forecast._copies(without, host.device, 7, 5) == 7
+    assert forecast._copies(read(TrainingConfig, QUICK), torch.device("cuda"), 7, 5) == 0  # they are in the machine's memory, not in the card's
 
 
 def test_a_steps_bytes_are_those_that_its_graph_saves_and_a_little_more(host):
@@ -116,7 +116,7 @@ def test_a_generators_run_is_foreseen_too(host, tmp_path, conditions):
             picture.unlink()
     small = dict(embedding_dim=32, hidden_dim=48, basis_size=4, depth=1)
     one = foreseen(host, kind="generator", dataset=str(tmp_path / "styles"), conditions=conditions, **small)
-    assert one.activations > 10e6 and one.optimizer > 1e6
+    assert one.activations > 5e6 and one.optimizer > 1e6
 
 
 def test_a_run_says_it_first_and_warns_where_there_is_too_little(host, monkeypatch):

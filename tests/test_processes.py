@@ -52,7 +52,7 @@ def launch(arguments, **how):
     offline = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "OMP_NUM_THREADS": "1"}
     paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [*LAUNCH, *map(str, arguments)], env=os.environ | offline | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, **how
+        [*LAUNCH, *map(str, arguments)], env=os.environ | offline | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=600, **how
     )
 
 

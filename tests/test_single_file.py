@@ -106,6 +106,7 @@ def test_a_yaml_beside_the_file_and_marks_within_it_say_what_it_predicts(tmp_pat
         ({"model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight": (8, 8)}, "is a Stable Diffusion 3 model"),
         ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a ControlNet"),
         ({"emb_params": (1, 8)}, "is a textual inversion"),
+        ({"conditioner.embedders.0.model.positional_embedding": (77, 8)}, "is the SDXL refiner"),
         ({"down_blocks.0.attentions.0.norm.weight": (8,)}, "model_index.json"),
         ({"something.else": (2, 2)}, "holds no Stable Diffusion UNet"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (8, 9, 3, 3), "x.attn2.to_k.weight": (2, 2)}, "is an inpainting model"),

@@ -422,11 +422,13 @@ def test_a_model_that_was_never_used_is_loaded_for_the_run(tmp_path, running):
     assert len(running.fresh) == 5 and running.fresh == losses(run(running))
 
 
-@pytest.mark.parametrize("checkpoint", ["inpainting", "flux", "xl inpainting"])
-def test_models_that_cannot_be_trained_on_are_refused_before_anything_changes(ui, checkpoint):
+@pytest.mark.parametrize("checkpoint, words", [
+    ("inpainting", "inpainting"), ("flux", "no Stable Diffusion"), ("xl inpainting", "inpainting"), ("xl refiner", "is the SDXL refiner"),
+])  # fmt: skip
+def test_models_that_cannot_be_trained_on_are_refused_before_anything_changes(ui, checkpoint, words):
     ui.choose(checkpoint)
     before = snapshot(ui)
-    with pytest.raises(part(ui, "errors").ModelUnfit):
+    with pytest.raises(part(ui, "errors").ModelUnfit, match=words):
         run(ui)
     assert_as_before(ui, before)
 

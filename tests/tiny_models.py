@@ -12,14 +12,14 @@ from hypernetworks.hosts.diffusers import EMBEDDED_MODEL
 FAMILIES = ("sd1", "sd2", "sdxl")
 
 
-def make_pipeline(family, tokens=662, context=None, **unet_changes):
-    """A diffusers pipeline. `tokens` is the size of the vocabulary; the embedded model's tokenizer has 662."""
+def make_pipeline(family, tokens=662, context=None, text_widths=(64, 128), pooled=48, **unet_changes):
+    """A diffusers pipeline. `tokens` is the size of the vocabulary; the embedded model's tokenizer has 662. `text_widths` and `pooled` are SDXL's."""
     import diffusers
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
     sdxl = family == "sdxl"
-    context = context or {"sd1": 32, "sd2": 64, "sdxl": 64 + 128}[family]
+    context = context or {"sd1": 32, "sd2": 64, "sdxl": sum(text_widths)}[family]
     parts = dict(
         vae=diffusers.AutoencoderKL(
             block_out_channels=[32, 32], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
@@ -29,21 +29,21 @@ def make_pipeline(family, tokens=662, context=None, **unet_changes):
             prediction_type="v_prediction" if family == "sd2" else "epsilon"),
         tokenizer=CLIPTokenizer.from_pretrained(str(EMBEDDED_MODEL / "tokenizer")),
         unet=make_unet(family, context, **unet_changes),
-        text_encoder=CLIPTextModel(text_config(64 if sdxl else context, tokens, "gelu" if family == "sd2" else "quick_gelu")),
+        text_encoder=CLIPTextModel(text_config(text_widths[0] if sdxl else context, tokens, "gelu" if family == "sd2" else "quick_gelu")),
     )
     if sdxl:
         parts["tokenizer_2"] = parts["tokenizer"]
-        parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(128, tokens, "gelu"))
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(text_widths[1], tokens, "gelu", pooled))
         return diffusers.StableDiffusionXLPipeline(**parts)
     return diffusers.StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def text_config(width, tokens, activation):
+def text_config(width, tokens, activation, pooled=48):
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
         vocab_size=tokens, hidden_size=width, intermediate_size=64, num_hidden_layers=2, num_attention_heads=max(1, width // 64),
-        projection_dim=48, hidden_act=activation, bos_token_id=tokens - 2, eos_token_id=tokens - 1, pad_token_id=tokens - 1)
+        projection_dim=pooled, hidden_act=activation, bos_token_id=tokens - 2, eos_token_id=tokens - 1, pad_token_id=tokens - 1)
 
 
 def make_unet(family, context, **changes):

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError, ModelUnfit
 from ..host import Conditioning, ModelFacts, PictureSize, Row, StepCallback
-from .web_ui import WebUiHost, checkpointing, chosen_checkpoint, frozen, refuse_inpainting, size_embedding, split_conditioning
+from .web_ui import WebUiHost, checkpointing, chosen_checkpoint, frozen, refuse_unfit, size_embedding, split_conditioning
 
 
 class A1111Host(WebUiHost):
@@ -122,7 +122,7 @@ class A1111Host(WebUiHost):
         sd_model = self._sd_model
         if shared.cmd_opts.lowvram:
             raise ConfigError("With --lowvram the UNet is never whole on the graphics card, and cannot be trained on; start with --medvram instead.")
-        refuse_inpainting(self.unet)
+        refuse_unfit(self.unet)
         self._make_bare(sd_model)
         with frozen(sd_model.model), checkpointing(self.unet, gradient_checkpointing):
             yield

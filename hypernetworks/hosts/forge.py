@@ -21,7 +21,7 @@ from .web_ui import (
     checkpointing,
     chosen_checkpoint,
     frozen,
-    refuse_inpainting,
+    refuse_unfit,
     size_embedding,
     split_conditioning,
 )
@@ -233,7 +233,7 @@ class ForgeHost(WebUiHost):
         """Within it the UNet is frozen, as its checkpoint has it, and fit for backward; afterwards as it was. Another checkpoint that is
         chosen meanwhile is loaded after it."""
         sd_model = self._sd_model
-        refuse_inpainting(self.unet)
+        refuse_unfit(self.unet)
         with torch.inference_mode(False), ExitStack() as stack:
             self._trained_on = (sd_model, self._names.choice)
             stack.callback(setattr, self, "_trained_on", None)

@@ -19,6 +19,8 @@ def recognise(folder: Path) -> str:
         raise ModelUnfit(f"{folder} is no diffusers model: it has no model_index.json. This needs {WANTED}.")
     index = _read(folder / "model_index.json")
     kinds = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    if kinds.get("text_encoder_2") and not kinds.get("text_encoder"):
+        raise ModelUnfit(f"{folder.name} is the SDXL refiner, which paints over a finished picture; this needs {WANTED}.")
     if any(kinds.get(part) != kind for part, kind in PARTS.items()):
         raise ModelUnfit(f"{folder.name} is a {index.get('_class_name', 'model of an unknown kind')}; this needs {WANTED}.")
     if not any((folder / "unet").glob("*.safetensors")):

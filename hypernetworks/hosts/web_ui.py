@@ -18,11 +18,13 @@ from modules import call_queue, paths, processing, scripts, sd_samplers, shared
 from PIL import Image
 from torch import nn
 
+from ..attention import find_projections
 from ..errors import Interrupted, ModelUnfit
 from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, Row, StepCallback
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 PREVIEW_SAMPLER = "Euler"  # every web UI has it, and it is deterministic
+REFINER_CONTEXT = 1280  # width of what the SDXL refiner's cross-attention reads; no base model has it
 SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; 768 for Stable Diffusion 2 with v-prediction
 
 
@@ -216,10 +218,13 @@ def _literal_prompts() -> Iterator[None]:
             shared.opts.data["emphasis"] = asked
 
 
-def refuse_inpainting(unet: nn.Module) -> None:
-    """Raises `ModelUnfit` for a UNet that takes more than the four channels of a latent: one for inpainting or editing."""
+def refuse_unfit(unet: nn.Module) -> None:
+    """Raises `ModelUnfit` for a UNet that takes more than the four channels of a latent, one for inpainting or editing; and for SDXL's refiner, which
+    web UIs call SDXL too (Forge backend/diffusion_engine/sdxl.py:157) but which reads one text encoder only."""
     if unet.input_blocks[0][0].weight.shape[1] != 4:
         raise ModelUnfit("The loaded model is one for inpainting or editing; choose an ordinary checkpoint to train on.")
+    if any(p.in_width == REFINER_CONTEXT for p in find_projections(unet) if p.attention == "attn2" and p.part == "k"):
+        raise ModelUnfit("The loaded model is the SDXL refiner, which paints over a finished picture; choose the SDXL base model or one made from it.")
 
 
 @contextmanager

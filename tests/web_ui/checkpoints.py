@@ -55,5 +55,6 @@ CHECKPOINTS = {
         CheckpointInfo("flux", seed=7, family="flux"),
         CheckpointInfo("inpainting", seed=8, in_channels=9),
         CheckpointInfo("xl inpainting", seed=9, context_width=24, family="sdxl", in_channels=9),
+        CheckpointInfo("xl refiner", seed=10, context_width=1280, family="sdxl"),
     )
 }
