@@ -1,22 +1,13 @@
 """Bodies of requests: what was asked, checked against the options, and the JSON schemas that tell a client what can be asked."""
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from .config import Option, options, read
 from .errors import ConfigError
 
-MOST_PARTS = 100_000  # of a body in JSON: lists, objects and what is in them
 _KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
-
-
-def json_value(data: bytes, most_parts: int = MOST_PARTS) -> Any:
-    """What stands in JSON of at most so many parts: as objects, parts take many times the room of their text. Raises ValueError and RecursionError."""
-    if sum(data.count(mark) for mark in (b"[", b"{", b",")) > most_parts:
-        raise ValueError("more parts than any request has")
-    return json.loads(data, parse_constant=_no_number)
 
 
 def split(body: Mapping[str, Any], *flags: str) -> tuple[dict[str, Any], dict[str, bool]]:
@@ -73,7 +64,3 @@ def option_schema(option: Option) -> dict[str, Any]:
 def _is_simple(value: Any, option: Option) -> bool:
     members = value if option.kind is tuple and isinstance(value, (list, tuple)) else [value]
     return all(isinstance(member, (str, int, float)) for member in members)
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")

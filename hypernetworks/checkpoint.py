@@ -1,11 +1,12 @@
 """The folder of a training run: what was asked, how it went, and all that is needed to go on.
 
-    config.json                     the options and the model
+    config.json                     the options, part by part where it was paused; the model, the versions
+    manifest.json                   hashes of the pictures and captions
     loss.csv                        step, loss, validation_loss, rate
-    result.json                     how the run ended, and how long it took
     previews/step-000100-1.png      pictures by step
     sheet.png                       all of them as one picture
     checkpoints/step-000200.safetensors    the network as it was, a file like any other
+    result.json                     how the run ended, how long it took, and hashes of the safetensors that it wrote
     state.pt                        the last checkpoint's weights, optimizer and step: a run goes on from here
 """
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 
 import torch
 
+from .bounded_json import json_value
 from .errors import FileRefused
 from .legacy import asked_for
 from .writing import append, clear_temporaries, make_folder, sync, write_atomically
 
-LARGEST_ABOUT = 1 << 20  # bytes
+LARGEST_JSON = 16 << 20  # bytes; a manifest has 200 for each picture
+MOST_PARTS = 400_000  # of it
 LONGEST_ROW = 200  # bytes
 COLUMNS = ("step", "loss", "validation_loss", "rate")
 
@@ -66,38 +69,44 @@ class RunFolder:
         for folder in (self.path, self.path / "previews", self.path / "checkpoints"):
             make_folder(folder)
             clear_temporaries(folder)
-        text = json.dumps(dict(about), indent=1, sort_keys=True)
-        write_atomically(self.path / "config.json", lambda path: path.write_text(text, encoding="utf-8"), len(text))
+        self._write_json("config.json", about)
         self.forget_after(from_step)
         for picture in self.previews():
             if _step(picture) > from_step:
                 picture.unlink()
-        for path in (self._result_path, self.sheet_path):
+        for path in (self.path / "result.json", self.sheet_path):
             path.unlink(missing_ok=True)
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
-        file = self.path / "config.json"
-        try:
-            about = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST_ABOUT else {}
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return about if isinstance(about, dict) else {}
+        return self._read_json("config.json")
 
-    @property
-    def _result_path(self) -> Path:
-        return self.path / "result.json"
+    def note_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Notes what the run is made from (see manifest.py)."""
+        self._write_json("manifest.json", manifest)
+
+    def manifest(self) -> dict[str, Any]:
+        """What was noted of the pictures, empty where nothing was."""
+        return self._read_json("manifest.json")
 
     def note_result(self, about: Mapping[str, Any]) -> None:
         """Notes how the run has ended."""
-        text = json.dumps(dict(about), indent=1, sort_keys=True)
-        write_atomically(self._result_path, lambda path: path.write_text(text, encoding="utf-8"))
+        self._write_json("result.json", about)
 
     def result(self) -> dict[str, Any]:
         """What was noted at its end, empty before."""
+        return self._read_json("result.json")
+
+    def _write_json(self, name: str, contents: Mapping[str, Any]) -> None:
+        text = json.dumps(dict(contents), indent=1, sort_keys=True)
+        write_atomically(self.path / name, lambda path: path.write_text(text, encoding="utf-8"), len(text))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """Empty where it is not there or was damaged from outside."""
+        file = self.path / name
         try:
-            found = json.loads(self._result_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or damaged from outside
+            found = json_value(file.read_bytes(), MOST_PARTS) if file.stat().st_size <= LARGEST_JSON else {}
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

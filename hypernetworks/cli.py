@@ -1,4 +1,4 @@
-"""The command line: `hypernetworks demo | train | sweep | generate | export | refine | inspect | convert | ui`."""
+"""The command line: `hypernetworks demo | train | rerun | sweep | generate | export | refine | inspect | convert | ui`."""
 from __future__ import annotations
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 from . import __version__, processes
 from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
 from .config_files import read_config
-from .errors import ConfigError, HypernetworkError
+from .errors import ConfigError, DatasetError, HypernetworkError, ModelUnfit
 from .host import Folders
 
 
@@ -34,16 +34,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hypernetworks", description="Hypernetworks for Stable Diffusion: train them, generate with them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_sweep, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
+    for add in (_add_demo, _add_train, _add_rerun, _add_sweep, _add_generate, _add_export, _add_refine, _add_inspect, _add_convert, _add_ui):
         add(commands)
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, help: str, model: bool = True) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Any, help: str, model: bool = True, home: bool = True) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
     parser.set_defaults(command=run)
     if model:
         parser.add_argument("--model", type=Path, help="a diffusers folder or a .safetensors checkpoint (default: the small embedded model)")
+    if model and home:
         parser.add_argument(
             "--home", type=Path, default=Path(os.environ.get("HYPERNETWORKS_HOME", Path.home() / "hypernetworks")),
             help="folder for networks, pictures and runs (default: ~/hypernetworks, or the variable HYPERNETWORKS_HOME)",
@@ -134,6 +135,31 @@ def _print_forecast(trainer: Any, host: Any) -> None:
     for label, size in foreseen.table():
         print(f"{label + ':':<22} {size}")
     print(foreseen.sentence)
+
+
+def _add_rerun(commands: Any) -> None:
+    parser = _command(commands, "rerun", _rerun, "Repeat a training run from its folder, and compare the file.", home=False)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the run's folder: <home>/data/runs/<name>")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the file that is made (default: rerun, within the run's folder)")
+    parser.add_argument("--anyway", action="store_true", help="also with another model, or with pictures that were changed")
+
+
+def _rerun(parsed: argparse.Namespace) -> None:
+    from .hosts.diffusers import DiffusersHost
+    from .progress_bar import show
+    from .rerun import Rerun
+
+    rerun = Rerun(parsed.folder, parsed.out)
+    host = DiffusersHost(parsed.model, rerun.folders)
+    with host.exclusive():
+        try:
+            rerun.check(host)
+        except (DatasetError, ModelUnfit) as error:
+            if not parsed.anyway:
+                raise type(error)(f"{error} With --anyway it is repeated all the same.") from None
+            print(f"Note: {error}", file=sys.stderr)
+        show(rerun, rerun.run(host))
+    print("\n".join(rerun.compared()))
 
 
 def _add_sweep(commands: Any) -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from . import legacy
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, TrainingFailed
-from .headers import check_header, parsed
+from .headers import check_header, parsed, write_safetensors
 from .residual import Key, ResidualHypernetwork, ResidualStructure
 from .writing import write_atomically
 
@@ -107,8 +107,11 @@ def save(
         raise NameRefused(f"A hypernetwork file ends in {' or '.join(SUFFIXES)}, and {path.name!r} does not.")
     if path.exists() and not overwrite:
         raise NameTaken(f"There is a file {path.name} already: choose another name, or allow it to be overwritten.")
-    data = legacy.to_bytes(network) if path.suffix.lower() == ".pt" else _to_safetensors(network, dtype)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+    if path.suffix.lower() == ".pt":
+        data = legacy.to_bytes(network)
+        write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+    else:
+        write_safetensors(path, _to_safetensors(network, dtype))
     return path
 
 

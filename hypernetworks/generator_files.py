@@ -18,8 +18,7 @@ from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
 from .files import FORMAT, VERSION, check_name, preview_of
 from .generator import Hypernetwork, HypernetworkStructure
-from .headers import check_header, parsed, read_metadata
-from .writing import write_atomically
+from .headers import check_header, parsed, read_metadata, write_safetensors
 
 KIND = "generator"
 _OWN_METADATA = ("format", "format_version", "kind", "architecture", "layers", "name", "description", "step")
@@ -67,7 +66,7 @@ def save_generator(
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise TrainingFailed(f"{path.name} was not saved: the generator holds numbers that are not finite.")
     data = safetensors.torch.save(tensors, _metadata(hypernetwork))
-    write_atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+    write_safetensors(path, data)
     return path
 
 

@@ -61,6 +61,21 @@ def parsed(text: str) -> Any:
     return json.loads(text)
 
 
+def write_safetensors(path: Path, data: bytes) -> None:
+    """Writes what `safetensors.torch.save` gives, its metadata in the order of their names: the library's changes from time to time, and with it the
+    file's hash. Raises `DiskFull` and `TrainingFailed`."""
+    length = _checked_length(data[:8])
+    entries = json.loads(data[8 : 8 + length])
+    header = _encoded({**entries, "__metadata__": dict(sorted(entries.get("__metadata__", {}).items()))})
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            file.write(header)
+            file.write(memoryview(data)[8 + length :])
+
+    write_atomically(path, write, len(data))
+
+
 def change_metadata(path: str | Path, changes: Mapping[str, str]) -> None:
     """Writes the file anew with these entries of its metadata; the other entries and every weight stay as they are, bit by bit.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .attention import BLOCKS, PROJECTION, Strength
 from .errors import ConfigError, ModelUnfit, TrainingFailed
 from .files import check_name
-from .writing import write_atomically
+from .headers import write_safetensors
 
 Weights = Mapping[str, tuple[Tensor, Tensor]]
 """Projection name (as `attention.Projection.name`) -> A [b, r, in], B [b, out, r]; the delta is B @ A."""
@@ -108,7 +108,7 @@ def export_lora(
     digest = content_hash(tensors)
     file = path.with_name(f"{check_name(path.name.removesuffix('.safetensors'))}-{digest[:10]}.safetensors")
     data = safetensors.torch.save(tensors, _header(weights, file.stem, family, digest, metadata))
-    write_atomically(file, lambda temporary: temporary.write_bytes(data), len(data))
+    write_safetensors(file, data)
     return file
 
 

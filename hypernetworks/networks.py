@@ -73,8 +73,8 @@ def acts_on_uncond(network: ResidualHypernetwork) -> bool:
     return network.metadata.get("uncond") != "no"
 
 
-def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, preview: Path | None) -> dict[str, str]:
-    """Strings for the file's header: the base model, how it was trained, when, and a small picture."""
+def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, preview: Path | None, date: str = "") -> dict[str, str]:
+    """Strings for the file's header: the base model, how it was trained, when (`date` in ISO 8601; empty: now), and a small picture."""
     metadata = {
         "base_model": model.name,
         "base_model_hash": model.hash,
@@ -86,7 +86,7 @@ def training_metadata(config: TrainingConfig, model: ModelFacts, pictures: int, 
         "dataset_size": str(pictures),
         "settings": json.dumps(plain(config) | _without_places(config)),
         "uncond": "yes" if config.caption_dropout > 0 else "no",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": date or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if preview is not None:
         with Image.open(preview) as picture:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .api_bodies import json_value
+from .bounded_json import json_value
 from .dataset import SUFFIXES
 from .errors import BodyRefused
 from .host import Folders

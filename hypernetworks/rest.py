@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from . import errors
-from .api_bodies import json_value
+from .bounded_json import json_value
 from .errors import BodyRefused, BodyTooLarge, ConfigError, DatasetError, HypernetworkError
 
 LARGEST_JSON = 1 << 20  # bytes

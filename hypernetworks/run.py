@@ -1,12 +1,15 @@
 """A training run in progress: the loop, what it says of itself, and what it keeps."""
 from __future__ import annotations
 
+import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from .clock import Clock
 from .config import TrainingConfig, plain
 from .errors import Interrupted, TrainingFailed
 from .learner import Learner
+from .manifest import digest, sha256, surroundings
 from .memory import Room
 from .networks import training_metadata
 from .objective import Objective
@@ -56,6 +60,7 @@ class Orders:
 
     def __init__(self) -> None:
         self.stop, self.cancel = threading.Event(), threading.Event()
+        self.last_step: int | None = None  # after which it is to stop
 
     @property
     def ending(self) -> bool:
@@ -67,11 +72,13 @@ class Run:
     """A run in progress. `begin` comes first, then `events` within `at_work`."""
 
     def __init__(
-        self, orders: Orders, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder, objective: Objective
+        self, orders: Orders, trainee: Trainee, accelerator: Any, batches: Batches, folder: RunFolder, objective: Objective, date: str = ""
     ) -> None:
+        """`date` is what the network's file says of when it was made, in ISO 8601; empty: when the run begins."""
         self.orders, self.trainee, self.host, self.accelerator = orders, trainee, trainee.host, accelerator
         self.batches, self.folder, self.objective = batches, folder, objective
         self.config = config = trainee.config
+        self.date = date or datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.steps = config.max_steps
         if config.max_epochs:
             self.steps = min(self.steps, math.ceil(config.max_epochs * batches.batches_per_epoch / config.gradient_accumulation))
@@ -92,8 +99,9 @@ class Run:
         self.warnings: list[str] = []
         self.started, self.seconds_before = time.monotonic(), 0.0
 
-    def begin(self, resume: bool) -> None:
-        """Network and optimizer, at the run's start or where it was left."""
+    def begin(self, resume: bool, pictures: Mapping[str, Any] | None = None) -> None:
+        """Network and optimizer, at the run's start or where it was left. `pictures` is the manifest of those that it learns from."""
+        given = self.trainee.network is not None
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
         if self.main:
             self._clear_temporaries()
@@ -118,8 +126,24 @@ class Run:
                 self._save_state()  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
             elif state is None:
                 self.folder.forget_state()
-            about = {"options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count}
-            self.folder.begin(about, self.step)
+            began_from = "a network that it was given" if given else f"the file {self.trainee.target.name}" if resume and state is None and there else ""
+            self._note_what_was_asked(pictures or {}, began_from)
+
+    def _note_what_was_asked(self, pictures: Mapping[str, Any], began_from: str) -> None:
+        """Enough to repeat the run. It has a part for every pause after which it went on with other options or pictures."""
+        before = self.folder.about() if self.step else {}
+        self.date = before.get("date", self.date)
+        folders = {name: os.path.abspath(folder) for name in ("dataset", "regularization") if (folder := getattr(self.config, name))}
+        part = {"from_step": self.step, "options": vars(self.config) | folders, "pictures": digest(pictures)}
+        parts = [one for one in before.get("parts", []) if one["from_step"] < self.step]
+        if not parts or any(json.loads(json.dumps(part[name])) != parts[-1][name] for name in ("options", "pictures")):
+            parts.append(part)
+        about = {
+            "options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count, "date": self.date, "parts": parts,
+            "surroundings": surroundings(self.host, self.accelerator.num_processes), "began_from": before.get("began_from", began_from),
+        }  # fmt: skip
+        self.folder.begin(about, self.step)
+        self.folder.note_manifest(pictures)
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -176,7 +200,7 @@ class Run:
         if self._due(self.config.preview_every, at_start=True):
             yield self._preview()
         clock = Clock(self.steps - self.step)
-        while self.step < self.steps and not (self.agreed.ending or self.settled):
+        while self.step < self.steps and self.step != self.orders.last_step and not (self.agreed.ending or self.settled):
             self.step += 1
             rate = self.learner.set_rate(self.step, self.steps, self.recovery.rate)
             losses.append(self._train_step())
@@ -395,7 +419,8 @@ class Run:
         written = told_by_main(self.accelerator, self._save_all(kept) if self.main else self._settle(kept))
         kind = "finished" if self.settled or self.step >= self.steps else "stopped"
         if self.main:
-            self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3)})
+            files = {path.name: sha256(path) for path in written if path.suffix != ".pt"}  # in these torch names places in memory
+            self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3), "files": files})
         return Progress(
             kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
             pictures=self.last_previews, path=written[0],
@@ -449,7 +474,7 @@ class Run:
     def _describe(self) -> None:
         self.network.name, self.network.step = self.config.name, self.step
         preview = self.last_previews[0] if self.last_previews else None
-        self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview))
+        self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview, self.date))
 
     def _describe_best(self) -> None:
         """The file is of an earlier step; a run that goes on does so from the last one."""

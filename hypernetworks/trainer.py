@@ -19,6 +19,7 @@ from .files import check_name
 from .forecast import SMALL, Forecast, foresee, model_bytes
 from .host import Host
 from .learner import check_options
+from .manifest import manifest
 from .memory import is_out_of_memory, out_of_memory
 from .objective import Objective
 from .preview_lines import check_lines
@@ -30,19 +31,25 @@ from .trainees import Network, Trainee, check_trainable, trainee_for
 class HypernetworkTrainer:
     """Trains one network. `run` yields what happens, `train` just runs to the end; `stop` and `cancel` may come from any thread."""
 
-    def __init__(self, hypernetwork: Network | None = None, config: Mapping[str, Any] | TrainingConfig | None = None) -> None:
+    def __init__(
+        self, hypernetwork: Network | None = None, config: Mapping[str, Any] | TrainingConfig | None = None, date: str = ""
+    ) -> None:
         """`hypernetwork`: one to train on; None makes a new one of the configuration's kind. A network's own structure counts, not the
-        configuration's, and its name where the configuration has none."""
+        configuration's, and its name where the configuration has none. `date`: what the file says of when it was made, in ISO 8601; by default when
+        the run begins."""
         config = config if isinstance(config, TrainingConfig) else read(TrainingConfig, config or {})
         if hypernetwork is not None:
             check_trainable(hypernetwork)
             config = replace(config, name=config.name or hypernetwork.name or "hypernetwork")
         self.hypernetwork, self.config = hypernetwork, config
-        self._orders = Orders()
+        self._orders, self._date = Orders(), date
 
-    def stop(self) -> None:
-        """Ends the run after the step at hand; the network and a checkpoint are saved."""
-        self._orders.stop.set()
+    def stop(self, after: int | None = None) -> None:
+        """Ends the run after the step at hand, or after that step; the network and a checkpoint are saved."""
+        if after is None:
+            self._orders.stop.set()
+        else:
+            self._orders.last_step = after
 
     def cancel(self) -> None:
         """Ends the run after the step at hand; no network file is written."""
@@ -86,8 +93,8 @@ class HypernetworkTrainer:
             yield from self._preparing(batches.prepare())
         if (yield from self._cancelled(accelerator)):
             return
-        run = Run(self._orders, trainee, accelerator, batches, folder, objective)
-        run.begin(resume)
+        run = Run(self._orders, trainee, accelerator, batches, folder, objective, self._date)
+        run.begin(resume, manifest([*dataset.pictures, *batches.regular]))
         self.hypernetwork = run.network
         yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
         if run.network.step == run.step == 0:

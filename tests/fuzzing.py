@@ -2,10 +2,12 @@
 import copy
 import os
 import random
+import shutil
 import string
 import sys
 import sysconfig
 import time
+import typing
 from pathlib import Path
 
 import hypernetworks
@@ -136,11 +138,12 @@ class Watch:
         if event in RUNS:
             self.seen.append((event, str(arguments)[:200]))
         elif event == "exec" and arguments[0].co_filename.startswith("<") and not importing():
-            self.seen.append((event, arguments[0].co_filename))
+            frame = sys._getframe(2)
+            self.seen.append((event, f"{frame.f_code.co_filename}:{frame.f_lineno}"))
         elif event in TOUCHES:
             writes = event not in ("open", "os.listdir", "os.scandir") or (event == "open" and bool((arguments[2] or 0) & WRITING))
             for path in arguments[: TOUCHES[event]]:
-                if isinstance(path, (str, bytes, os.PathLike)) and not self._may(os.path.realpath(os.fsdecode(path)), writes):
+                if isinstance(path, (str, bytes, os.PathLike)) and not self._may(place(event, os.fsdecode(path), arguments), writes):
                     self.seen.append((event, os.fsdecode(path)))
 
     def _may(self, path, writes):
@@ -148,10 +151,25 @@ class Watch:
         return inside or path in DEVICES or (not writes and path.startswith(PROGRAM))
 
 
+def place(event, path, arguments):
+    """Where it is. Removing a tree of folders goes by the numbers of open ones, which only some events tell."""
+    folder = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
+    if isinstance(folder, int) and folder >= 0 and not os.path.isabs(path):
+        return os.path.realpath(f"/proc/self/fd/{folder}/{path}")
+    if event == "open" and path == os.path.basename(path) != ".." and within(shutil.__file__):
+        return DEVICES[0]
+    return os.path.realpath(path)
+
+
 def importing():
-    """Whether a module is being loaded, at its first use: dataclasses in it are made with exec."""
+    """Whether a module is being loaded, at its first use, or an annotation of the program's own is looked up: both go by exec."""
+    return within("<frozen importlib._bootstrap>", typing.__file__)
+
+
+def within(*files):
+    """Whether something in one of these files is being called."""
     frame = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    while frame is not None and frame.f_code.co_filename not in files:
         frame = frame.f_back
     return frame is not None
 

@@ -3,6 +3,7 @@ import importlib
 import random
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -361,6 +362,28 @@ def test_a_checkpoint_that_is_chosen_during_a_run_waits_for_its_end(ui, checkpoi
     assert plain(ui) == wanted  # the next picture is the chosen checkpoint's
     ui.choose("base")
     assert_as_before(ui, before, pixels)
+
+
+def test_a_picture_that_is_asked_for_during_a_run_waits_for_its_end_and_is_what_it_would_have_been(ui):
+    wanted, pictures, ended = plain(ui), [], []
+
+    def ask():
+        with ui.part("call_queue").queue_lock:  # as the page's buttons and the API do
+            ended.append(found[-1].kind if found else None)
+            pictures.append(plain(ui))
+
+    asking, found = threading.Thread(target=ask), []
+
+    def note(event):
+        found.append(event)
+        if event.kind == "step" and event.step == 2:
+            asking.start()
+            asking.join(0.2)
+            assert asking.is_alive() and not pictures
+
+    assert losses(run(ui, note)) == ui.fresh
+    asking.join(60)
+    assert pictures == [wanted] and ended == ["finished"]
 
 
 def test_previews_change_neither_the_run_nor_the_state_of_chance(ui):
