@@ -116,6 +116,13 @@ def plain(config: Any) -> dict[str, Any]:
     }
 
 
+def said(value: Any) -> str:
+    """An option's value as one says it: on and off, lists with commas."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """All that decides a training run. Read it with `read(TrainingConfig, values)`, which checks every value."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import TrainingConfig, options, plain, read
+from .config import TrainingConfig, options, plain, read, said
 from .config_files import read_config, toml_text
 from .errors import ConfigError, HypernetworkError, NameTaken
 from .files import check_name, write_atomically
@@ -78,11 +78,5 @@ def _ships(name: str) -> bool:
 
 def _help(values: Mapping[str, Any]) -> str:
     known = options(TrainingConfig)
-    shown = "; ".join(f"{known[name].label} {_said(value)}" for name, value in values.items())
+    shown = "; ".join(f"{known[name].label} {said(value)}" for name, value in values.items())
     return f"Your own: {shown or 'all options at their defaults'}."
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -47,6 +47,8 @@ def test_only_runs_that_are_there_are_looked_at(folders, name):
 
 def test_a_damaged_folder_is_one_sentence(folders):
     (folders.runs / "one" / "config.json").write_text("{")
+    assert look(folders, "one").options == {}
+    (folders.runs / "one" / "previews" / "step-x-1.png").touch()
     with pytest.raises(HypernetworkError, match="cannot be read"):
         look(folders, "one")
 

@@ -7,7 +7,7 @@ import gradio as gr
 from PIL import Image
 
 from ..comparing import Seen, differences, look, run_names
-from ..config import TrainingConfig, options
+from ..config import TrainingConfig, options, said
 from ..errors import ConfigError, HypernetworkError
 from ..host import Host
 from .library_table import shortened
@@ -115,6 +115,4 @@ def _differences(first: Seen, second: Seen) -> str:
 
 
 def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return escape(shortened(", ".join(map(str, value)) if isinstance(value, list) else str(value), 200)) or "–"
+    return escape(shortened(said(value), 200)) or "–"

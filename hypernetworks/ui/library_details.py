@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import TrainingConfig, options
+from ..config import TrainingConfig, options, said
 from ..errors import HypernetworkError
 from ..files import FileFacts
 from ..generator_files import GeneratorFacts
@@ -135,18 +135,12 @@ def _tag(name: str) -> str:
 def _settings(settings: Mapping[str, Any]) -> str:
     known = options(TrainingConfig)
     lines = "".join(
-        f"<dt>{escape(known[name].label if name in known else shortened(str(name), 60))}</dt><dd>{escape(shortened(_said(value), LONGEST))}</dd>"
+        f"<dt>{escape(known[name].label if name in known else shortened(str(name), 60))}</dt><dd>{escape(shortened(said(value), LONGEST))}</dd>"
         for name, value in list(settings.items())[:MOST_SETTINGS]
     )
     if not lines:
         return ""
     return f'<details class="hypernetworks-card"><summary>Training options that were changed</summary><dl>{lines}</dl></details>'
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _chart(details: Details) -> str:

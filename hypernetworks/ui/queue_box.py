@@ -5,11 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..config import options, plain
+from ..config import options, plain, said
 from ..errors import HypernetworkError
 from ..jobs import Jobs
 from ..waiting import Ended, Queue, Waiting
 from . import compatibility
+from .library_table import shortened
 from .markup import escape, note, plural
 from .options_form import OptionsForm
 
@@ -96,7 +97,7 @@ def _row(one: Waiting, place: int, count: int) -> str:
     name = one.config.name
     buttons = "".join([
         _button("up", one, "↑", f"{name} earlier", place > 0), _button("down", one, "↓", f"{name} later", place < count - 1),
-        _button("edit", one, "Edit", f"{name} back into the form"), _button("remove", one, "Remove", f"Remove {name}"),
+        _button("edit", one, "Edit", f"Edit {name}: back into the form"), _button("remove", one, "Remove", f"Remove {name}"),
     ])  # fmt: skip
     return f"<tr><td>{place + 1}</td><td><strong>{escape(name)}</strong><br><small>{escape(_about(one))}</small></td><td>{buttons}</td></tr>"
 
@@ -110,17 +111,10 @@ def _ended_row(one: Ended) -> str:
 def _about(one: Waiting) -> str:
     """Whether it goes on or replaces, and the options that are not as usual."""
     known, values = options(type(one.config)), plain(one.config)
-    changed = [f"{known[name].label} {_said(value)}" for name, value in values.items() if name not in ("name", "dataset", "max_steps")]
+    changed = [f"{known[name].label} {shortened(said(value), 40)}" for name, value in values.items() if name not in ("name", "dataset", "max_steps")]
     more = [f"and {len(changed) - MOST_OPTIONS} more"] if len(changed) > MOST_OPTIONS else []
     how = ["continues"] * one.resume + ["replaces"] * one.overwrite
     return " · ".join([f"{one.config.max_steps:,} steps", *how, *changed[:MOST_OPTIONS], *more])
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _button(what: str, one: Waiting | Ended, text: str, label: str, enabled: bool = True) -> str:
