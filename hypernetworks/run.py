@@ -1,15 +1,12 @@
 """A training run in progress: the loop, what it says of itself, and what it keeps."""
 from __future__ import annotations
 
-import json
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,18 @@ from .best import Best
 from .board import Board
 from .checkpoint import Row, RunFolder
 from .clock import Clock
-from .config import TrainingConfig, plain
-from .errors import Interrupted, TrainingFailed
+from .config import TrainingConfig
+from .errors import TrainingFailed
 from .learner import Learner
-from .manifest import digest, sha256, surroundings
+from .manifest import sha256
 from .memory import Room
-from .networks import training_metadata
 from .objective import Objective
 from .plan import seed_for
+from .previews import Previews
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
-from .sheets import sheet
+from .saving import Saving, clear_leftovers
 from .trainees import Trainee
-from .writing import check_space, clear_temporaries, make_folder, write_atomically
 
 REPORT_EVERY = 10  # steps between looks at the loss where a look makes the device wait
 
@@ -78,11 +74,11 @@ class Run:
         self.orders, self.trainee, self.host, self.accelerator = orders, trainee, trainee.host, accelerator
         self.batches, self.folder, self.objective = batches, folder, objective
         self.config = config = trainee.config
-        self.date = date or datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.date = date
         self.steps = config.max_steps
         if config.max_epochs:
             self.steps = min(self.steps, math.ceil(config.max_epochs * batches.batches_per_epoch / config.gradient_accumulation))
-        self.step = self.saved_step = 0  # the step at hand, and that of the state on the disk
+        self.step = 0  # the step at hand
         self.report_every = 1 if self.host.device.type == "cpu" else REPORT_EVERY
         samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
         self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every)
@@ -92,7 +88,7 @@ class Run:
         samples = max(config.batch_size, VALIDATION_TIMESTEPS)
         self.room = Room(self.host.device, samples, config.gradient_checkpointing, self._checkpoint_activations)
         self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
-        self.last_previews: tuple[Path, ...] = ()
+        self.previews = Previews(trainee, batches, folder)
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
         self.settled = False  # validation does not get better any more
@@ -104,15 +100,16 @@ class Run:
         given = self.trainee.network is not None
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
         if self.main:
-            self._clear_temporaries()
+            clear_leftovers(self.trainee.target)
         self.trainee.begin(self.trainee.target if resume and state is None and there else None)
         self.network = self.trainee.network
         self.learner = Learner(self.trainee, self.config, self.accelerator)
+        self.saving = Saving(self.trainee, self.learner, self.folder, self.best, self.batches.picture_count, self.date)
         if self.main:
-            self._check_space()
+            self.saving.check_space()
         if state is not None:
             self._restore(state)
-            self.step = self.saved_step = state["step"]
+            self.step = self.saving.step = state["step"]
             self.room.restore(state.get("room", self.room.state))
             self.seconds_before = state.get("seconds", 0.0)
             if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
@@ -123,46 +120,17 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
             if state is None and there and not resume:
-                self._save_state()  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
+                self.saving.state(0, self._about())  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
             elif state is None:
                 self.folder.forget_state()
             began_from = "a network that it was given" if given else f"the file {self.trainee.target.name}" if resume and state is None and there else ""
-            self._note_what_was_asked(pictures or {}, began_from)
-
-    def _note_what_was_asked(self, pictures: Mapping[str, Any], began_from: str) -> None:
-        """Enough to repeat the run. It has a part for every pause after which it went on with other options or pictures."""
-        before = self.folder.about() if self.step else {}
-        self.date = before.get("date", self.date)
-        folders = {name: os.path.abspath(folder) for name in ("dataset", "regularization") if (folder := getattr(self.config, name))}
-        part = {"from_step": self.step, "options": vars(self.config) | folders, "pictures": digest(pictures)}
-        parts = [one for one in before.get("parts", []) if one["from_step"] < self.step]
-        if not parts or any(json.loads(json.dumps(part[name])) != parts[-1][name] for name in ("options", "pictures")):
-            parts.append(part)
-        about = {
-            "options": plain(self.config), "model": vars(self.host.model), "pictures": self.batches.picture_count, "date": self.date, "parts": parts,
-            "surroundings": surroundings(self.host, self.accelerator.num_processes), "began_from": before.get("began_from", began_from),
-        }  # fmt: skip
-        self.folder.begin(about, self.step)
-        self.folder.note_manifest(pictures)
+            self.saving.note_what_was_asked(self.step, pictures or {}, began_from, self.accelerator.num_processes)
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.learner.restore(state)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # what torch raises for what does not fit
             raise self.folder.unusable(f"it does not fit the network or the optimizer: {str(error).splitlines()[0] if str(error) else error!r}") from error
-
-    def _check_space(self) -> None:
-        """Raises `DiskFull` where there is no room for a checkpoint, before hours of training have come to nothing: a file of the network,
-        and in the state its weights, two averages of gradients as Adam keeps them, and the average of the weights."""
-        make_folder(self.host.folders.runs)
-        size = sum(parameter.nbytes for parameter in self.network.parameters())
-        check_space(self.host.folders.runs, size * (5 if self.learner.average is not None else 4), f"A checkpoint of {self.config.name}")
-
-    def _clear_temporaries(self) -> None:
-        """What a killed run of this name has left half written beside its network."""
-        target = self.trainee.target
-        for file in (target, target.with_suffix(".pt"), raw_path(target)):
-            clear_temporaries(file.parent, file.name)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -338,8 +306,8 @@ class Run:
         if self.board is not None:
             self.board.close()
             self.board.begin(self.step)
-        if self.saved_step > self.step:  # or a resumed run would go on from weights that were given up
-            self._save_state()
+        if self.saving.step > self.step:  # or a resumed run would go on from weights that were given up
+            self.saving.state(self.step, self._about())
         if self.exhausted:
             then = f"the rate was halved {self.recovery.used} times already, so the run ends with the best weights, those of step {self.step}."
         else:
@@ -365,127 +333,44 @@ class Run:
     def _preview(self) -> Progress:
         """Pictures of the preview prompts, each time from the same noise."""
         with self.learner.shown():
-            self.last_previews = tuple(self._draw())
+            self.previews.draw(self.step)
+        if self.previews.last:
+            self.saving.preview = self.previews.last[0]
         if self.board is not None:
-            self.board.previews(self.step, self.last_previews)
-        return Progress("preview", self.step, self.steps, message="\n".join(self.prompts), pictures=self.last_previews)
-
-    def _draw(self) -> list[Path]:
-        side = self.config.resolution or self.host.model.resolution
-        paths = []
-        for number, line in enumerate(self.batches.preview_lines()):
-            request = line.request(self.config, side)
-            try:
-                with torch.no_grad(), self.trainee.drawing(self.batches, number):
-                    picture = self.host.generate(request, lambda step, steps: self.trainee.before_step())[0]
-            except Interrupted:  # the host says so in `report`, too; the run is stopped there
-                break
-            paths.append(self.folder.preview_path(self.step, number + 1))
-            write_atomically(paths[-1], picture.save)
-        return paths
-
-    @property
-    def prompts(self) -> list[str]:
-        """Of the previews, in their order."""
-        return [line.prompt for line in self.batches.preview_lines()]
-
-    def _save_sheet(self) -> None:
-        """All previews as one picture."""
-        if self.config.sample_sheet and (made := sheet(self.folder.previews_by_place(), self.prompts)) is not None:
-            write_atomically(self.folder.sheet_path, lambda path: made.save(path, "PNG"))
+            self.board.previews(self.step, self.previews.last)
+        return Progress("preview", self.step, self.steps, message="\n".join(self.previews.prompts), pictures=self.previews.last)
 
     def _checkpoint(self) -> Progress:
-        """The network as a file, and all that is needed to go on from here."""
-        self._refuse_damaged()
-        self._describe()
-        with self.learner.shown():
-            (path,) = self.trainee.save(self.folder.checkpoint_path(self.step))
-        self._save_state()
-        if self.config.checkpoints_kept:
-            self.folder.keep_checkpoints(self.config.checkpoints_kept, self.step)
-        return Progress("checkpoint", self.step, self.steps, path=path)
+        return Progress("checkpoint", self.step, self.steps, path=self.saving.checkpoint(self.step, self._about()))
 
-    def _save_state(self) -> None:
-        recovery = (self.recovery.rate, self.recovery.used)
-        about = {"step": self.step, "recovery": recovery, "room": self.room.state, "best": self.best.state(), "seconds": self.seconds}
-        self.folder.save_state(self.learner.state() | about)
-        self.saved_step = self.step
+    def _about(self) -> dict[str, Any]:
+        """What the run remembers over a pause, beside its network and optimizer."""
+        return {"recovery": (self.recovery.rate, self.recovery.used), "room": self.room.state, "seconds": self.seconds}
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
         kept = self.best.weights is not None and self.best.step != self.step
-        written = told_by_main(self.accelerator, self._save_all(kept) if self.main else self._settle(kept))
+        if self.main:
+            written = self.saving.finish(self.step, self._about(), kept)
+            self.previews.save_sheet()
+        else:
+            written = self.saving.finish_without_files(self.step, kept)
+        written = told_by_main(self.accelerator, written)
         kind = "finished" if self.settled or self.step >= self.steps else "stopped"
         if self.main:
             files = {path.name: sha256(path) for path in written if path.suffix != ".pt"}  # in these torch names places in memory
             self.folder.note_result({"ending": kind, "step": self.step, "seconds": round(self.seconds, 3), "files": files})
         return Progress(
             kind, self.step, self.steps, message=self._ending(written, kept), validation_loss=self.best.loss if kept else self.validation_loss,
-            pictures=self.last_previews, path=written[0],
+            pictures=self.previews.last, path=written[0],
         )
-
-    def _save_all(self, kept: bool) -> list[Path]:
-        """Writes the checkpoint and the network, with the weights of the best validation where these are `kept`."""
-        self._checkpoint()
-        if kept:
-            self._describe_best()
-        written = self._save_network(self.best.weights if kept else None, self.best.raw if kept else None)
-        self._save_sheet()
-        return written
-
-    def _settle(self, kept: bool) -> None:
-        """What is left to do for a process that writes nothing."""
-        self._refuse_damaged()
-        self._describe()
-        self.learner.settle()
-        if kept:
-            self._describe_best()
-            self.network.load_state_dict(self.best.weights)
 
     def _ending(self, written: list[Path], kept: bool) -> str:
         early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
         which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
         return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
-
-    def _save_network(self, weights: Mapping[str, Any] | None, raw_weights: Mapping[str, Any] | None) -> list[Path]:
-        """Writes the network, the average where there is one and then the weights themselves beside it. It stays as it was written.
-
-        Weights that are given take the place of those of the last step.
-        """
-        raw = []
-        if self.learner.average is not None:
-            if raw_weights is not None:
-                self.network.load_state_dict(raw_weights)
-            target = raw_path(self.trainee.target)
-            self.network.name = target.stem
-            raw = self.trainee.save(target)
-            self.network.name = self.config.name
-        self.learner.settle()
-        if weights is not None:
-            self.network.load_state_dict(weights)
-        return [*self.trainee.save(self.trainee.target), *raw]
-
-    def _refuse_damaged(self) -> None:
-        if not finite(self.network):
-            raise TrainingFailed(f"The weights are not numbers at step {self.step}; nothing was saved over the last good checkpoint.")
-
-    def _describe(self) -> None:
-        self.network.name, self.network.step = self.config.name, self.step
-        preview = self.last_previews[0] if self.last_previews else None
-        self.network.metadata.update(training_metadata(self.config, self.host.model, self.batches.picture_count, preview, self.date))
-
-    def _describe_best(self) -> None:
-        """The file is of an earlier step; a run that goes on does so from the last one."""
-        self.network.step = self.best.step
-        self.network.metadata.update({"last_step": str(self.step), "validation_loss": f"{self.best.loss:.6g}"})
-
-
-def raw_path(target: Path) -> Path:
-    """Where the weights themselves stand when `target` holds their average."""
-    return target.with_name(f"{target.stem}-raw{target.suffix}")
-
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:

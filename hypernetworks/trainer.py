@@ -24,7 +24,8 @@ from .memory import is_out_of_memory, out_of_memory
 from .objective import Objective
 from .preview_lines import check_lines
 from .processes import any_of, make_accelerator
-from .run import Orders, Progress, Run, raw_path
+from .run import Orders, Progress, Run
+from .saving import raw_path
 from .trainees import Network, Trainee, check_trainable, trainee_for
 
 
