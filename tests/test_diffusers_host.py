@@ -212,6 +212,25 @@ def test_released_encoders_are_gone_and_come_back_the_same():
     assert torch.equal(host.encode_prompts(["a red star"]).context, before)
 
 
+def test_encoders_that_were_released_leave_the_graphics_card_again_after_a_preview():
+    class Parts:
+        places = []
+
+        def to(self, device):
+            self.places.append(torch.device(device).type)
+
+    host = DiffusersHost(device="cuda")
+    host._encoders = Parts()
+    with host._encoders_for_a_while():  # nobody has released them
+        host._needed_encoders()
+    assert Parts.places == ["cuda"]
+    host.release_encoders()
+    with host._encoders_for_a_while():
+        host._needed_encoders()
+        host._needed_encoders()
+    assert Parts.places[1:] == ["cpu", "cuda", "cuda", "cpu"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predict_is_the_unets_output_and_tells_sdxl_the_sizes(models, family):
     host = DiffusersHost(models / family)

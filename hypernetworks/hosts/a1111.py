@@ -24,6 +24,7 @@ class A1111Host(WebUiHost):
         self._pending: deque[Row] = deque()
         self._handles: list[Any] = []
         self._hooked: nn.Module | None = None
+        self._released = False  # whether the encoders wait on the CPU
 
     @property
     def _sd_model(self) -> Any:
@@ -92,15 +93,35 @@ class A1111Host(WebUiHost):
         if shared.opts.unload_models_when_training and not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.cpu)
             sd_model.first_stage_model.to(devices.cpu)
+            self._released = True
 
-    def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
-        """As `WebUiHost.generate`, with the model at hand; encoders that were released come back for it."""
+    def _fetch_encoders(self) -> None:
         sd_model = self._sd_model
         if not lowvram.is_enabled(sd_model):
             sd_model.cond_stage_model.to(devices.device)
             sd_model.first_stage_model.to(devices.device)
-        with chosen_checkpoint(sd_model.sd_checkpoint_info.title):
-            return super().generate(request, on_step)
+        self._released = False
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """As `WebUiHost.exclusive`; afterwards the encoders are where the web UI's next picture expects them."""
+        with super().exclusive():
+            try:
+                yield
+            finally:
+                if self._released:
+                    self._fetch_encoders()
+
+    def generate(self, request: Any, on_step: StepCallback | None = None) -> list[Any]:
+        """As `WebUiHost.generate`, with the model at hand; encoders that were released come back for it, and go again."""
+        released = self._released
+        self._fetch_encoders()
+        try:
+            with chosen_checkpoint(self._sd_model.sd_checkpoint_info.title):
+                return super().generate(request, on_step)
+        finally:
+            if released:
+                self.release_encoders()
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sequence[PictureSize]

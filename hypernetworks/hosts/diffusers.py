@@ -77,6 +77,7 @@ class DiffusersHost:
         self._job, self._loading = threading.Lock(), threading.RLock()
         self._model: _Model | None = None
         self._encoders: _Encoders | None = None
+        self._released = False  # whether the encoders wait on the CPU while the UNet is elsewhere
 
     @property
     def model(self) -> ModelFacts:
@@ -147,6 +148,7 @@ class DiffusersHost:
             if self._encoders is None:
                 self._encoders = self._encoders_of(self._read_pipeline(unet=self.unet))
             self._encoders.to(self.device)
+            self._released = False
         return self._encoders
 
     def _encoders_of(self, pipeline: Any) -> _Encoders:
@@ -223,6 +225,7 @@ class DiffusersHost:
                 self._encoders = None
             elif self._encoders is not None:
                 self._encoders.to("cpu")
+                self._released = True
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
@@ -272,6 +275,16 @@ class DiffusersHost:
             for module, training in modes:
                 module.training = training
 
+    @contextmanager
+    def _encoders_for_a_while(self) -> Iterator[None]:
+        """Encoders that were released to the CPU come back within at need, and go again: a run goes on after its preview."""
+        released = self._released
+        try:
+            yield
+        finally:
+            if released:
+                self.release_encoders()
+
     @torch.no_grad()
     def generate(self, request: GenerationRequest, on_step: StepCallback | None = None) -> list[Image.Image]:
         """Pictures with classifier-free guidance; with a scale of 1 the negative prompt is left out.
@@ -280,6 +293,10 @@ class DiffusersHost:
         rows are those with the negative prompt, then those with the prompt.
         """
         self._check(request)
+        with self._encoders_for_a_while():
+            return self._drawn(request, on_step)
+
+    def _drawn(self, request: GenerationRequest, on_step: StepCallback | None) -> list[Image.Image]:
         factor, scheduler = self._loaded().facts.latent_factor, samplers.sampler(
             self._loaded().scheduler, request.zero_terminal_snr, request.sampler
         )
