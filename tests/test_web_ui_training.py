@@ -365,14 +365,8 @@ def test_a_checkpoint_that_is_chosen_during_a_run_waits_for_its_end(ui, checkpoi
 
 
 def test_a_picture_that_is_asked_for_during_a_run_waits_for_its_end_and_is_what_it_would_have_been(ui):
-    wanted, pictures, ended = plain(ui), [], []
-
-    def ask():
-        with ui.part("call_queue").queue_lock:  # as the page's buttons and the API do
-            ended.append(found[-1].kind if found else None)
-            pictures.append(plain(ui))
-
-    asking, found = threading.Thread(target=ask), []
+    wanted, pictures, found = plain(ui), [], []
+    asking = threading.Thread(target=lambda: pictures.append((found[-1].kind, plain(ui), found[-1].kind)))
 
     def note(event):
         found.append(event)
@@ -383,7 +377,7 @@ def test_a_picture_that_is_asked_for_during_a_run_waits_for_its_end_and_is_what_
 
     assert losses(run(ui, note)) == ui.fresh
     asking.join(60)
-    assert pictures == [wanted] and ended == ["finished"]
+    assert pictures == [("step", wanted, "finished")]
 
 
 def test_previews_change_neither_the_run_nor_the_state_of_chance(ui):
