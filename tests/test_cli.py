@@ -8,6 +8,7 @@ from PIL import Image
 
 from hypernetworks import files
 from hypernetworks.catalog import Catalog
+from hypernetworks.checkpoint import RunFolder
 from hypernetworks.cli import main, read_config
 from hypernetworks.config import TrainingConfig, options
 from hypernetworks.embedded import PICTURES
@@ -56,6 +57,15 @@ def test_training_and_generating_from_a_configuration_file(capsys, tmp_path):
 
     code, out, err = run(capsys, "inspect", file)
     assert code == 0 and "one pair per width" in out and "1, 0.25, 1" in out and "linear" in out and "preview:" not in out
+
+
+def test_a_run_that_can_be_gone_on_with_is_not_forgotten_unasked(capsys, tmp_path):
+    state = RunFolder(Folders.below(tmp_path).runs, "ink").state_path
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"some hours")
+    code, _, err = run(capsys, "train", "--dataset", PICTURES / "striped", "--name", "ink", "--home", tmp_path)
+    assert code == 2 and "'ink' was left before its end; go on with it (--resume), replace it (--overwrite)" in err
+    assert state.read_bytes() == b"some hours"
 
 
 def test_what_a_generator_makes_is_exported_and_refined(capsys, tmp_path):
