@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-LARGEST = 1 << 20  # bytes
+LARGEST = 1 << 18  # bytes; lists within lists take the reader of TOML two seconds for each million
 
 
 def read_config(path: Path) -> dict[str, Any]:
