@@ -152,6 +152,8 @@ def main() -> None:
     preset_curves = {seed: bench.curve(f"preset, seed {seed}", ours, steps, seed, goal) for seed, (_, goal) in goals.items()}
     found = {seed: (reached(curve, goals[seed][1]), goals[seed][0]) for seed, curve in preset_curves.items()}
     ratio = median(math.inf if ours_at is None else ours_at / at for ours_at, at in found.values())
+    figures = {"reference_error": mean(error for _, error in goals.values()), "seeds_reached": sum(ours_at is not None for ours_at, _ in found.values())}
+    figures |= {"steps_vs_reference": ratio} if math.isfinite(ratio) else {}  # no number where most seeds never came so far
     first = bench.size.seeds[0]
     without = {
         title: bench.curve(f"preset but {title}", back(ours, names, rate), bench.size.set_back_steps, first, goals[first][1])
@@ -160,7 +162,7 @@ def main() -> None:
     text = report(bench, by_rate, rate, goals, found, preset_curves[first], without)
     print("\n" + text)
     (options.out / "recipes.md").write_text(text + "\n", encoding="utf-8")
-    write_figures(options.json, {"steps_vs_reference": ratio, "reference_error": mean(error for _, error in goals.values())}, rate=rate, steps=found)
+    write_figures(options.json, figures, rate=rate, steps=found)
 
 
 def report(
