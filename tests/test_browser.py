@@ -196,7 +196,7 @@ def test_training_moves_bar_and_chart_and_survives_a_reload(page, home):
     page.wait_for("find('status').querySelector('[data-state]').dataset.state !== 'running'")
     assert page.state() == "finished" and page.percent() == 100 and page.chart_points() == 30
     assert (home / "networks" / f"{NAME}.safetensors").is_file()
-    page.wait_for("find('previews').querySelectorAll('img').length === 2")
+    page.wait_for("find('previews').querySelectorAll('img').length === 3")  # of steps 0 and 30, and the sheet of both
 
 
 def test_the_card_tells_of_the_file_and_try_it_leads_to_generating(page, home):
