@@ -1,9 +1,9 @@
 """How many steps does the shipped preset for styles need to get as far as A1111's recipe? And which of its options buys what?
 
-    python benchmarks/recipes.py [--small] [--json FILE] [--out FOLDER]
+    python benchmarks/recipes.py [--small] [--weighted] [--json FILE] [--out FOLDER]
 
 Both train on 16 pictures in one style. The measure is the plain denoising error on pictures of contents that are not among them, at fixed noise and
-timesteps. *Reference* is A1111's recipe (modules/hypernetworks/hypernetwork.py: AdamW, Normal initial weights, linear 1-2-1, one pair of networks per width, one
+timesteps; or with --weighted the error as the trainer's validation weighs timesteps (min-SNR). *Reference* is A1111's recipe (modules/hypernetworks/hypernetwork.py: AdamW, Normal initial weights, linear 1-2-1, one pair of networks per width, one
 picture per step, a constant rate), at the best of seven rates. What counts is the step at which it is best, and the first step at which the preset is as good. Then the
 preset's options are set back to the reference's one by one.
 
@@ -73,8 +73,8 @@ QUICK = Size(steps=8, set_back_steps=8, every=4, rates=RATES[3:5], seeds=(0,))
 class Bench:
     """The model, the pictures, and the curves of what is trained on them."""
 
-    def __init__(self, out: Path, size: Size) -> None:
-        self.out, self.size = out, size
+    def __init__(self, out: Path, size: Size, weighted: bool = False) -> None:
+        self.out, self.size, self.weighted = out, size, weighted
         self.host = DiffusersHost(folders=Folders.below(out))
         self.pictures = out / "pictures" / STYLE
         make_pictures(self.pictures, shapes.STYLES[STYLE])
@@ -87,11 +87,11 @@ class Bench:
         def make() -> list[tuple[int, float]]:
             return list(self._curve(title, options, steps, target).items())
 
-        settings = (sorted(options.items()), steps, target, self.size.every, self.host.model.hash, UNSEEN)
+        settings = (sorted(options.items()), steps, target, self.size.every, self.host.model.hash, UNSEEN, *(["weighted"] if self.weighted else []))
         return {int(step): error for step, error in kept(self.out, title.replace(",", ""), settings, make)}
 
     def _curve(self, title: str, options: Mapping[str, Any], steps: int, target: float) -> Curve:
-        config, found = read(TrainingConfig, options), {0: self.yardstick.loss(weighted=False)}
+        config, found = read(TrainingConfig, options), {0: self.yardstick.loss(self.weighted)}
         events = HypernetworkTrainer(config=config).run(self.pictures, self.host, overwrite=True)
         with tqdm(total=steps, desc=title) as bar:
             try:
@@ -100,7 +100,7 @@ class Bench:
                         continue
                     bar.update()
                     if event.step % self.size.every == 0:
-                        found[event.step] = self.yardstick.loss(weighted=False)
+                        found[event.step] = self.yardstick.loss(self.weighted)
                         if not math.isfinite(found[event.step]):
                             found[event.step] = math.inf
                         if found[event.step] <= target or event.step >= steps:
@@ -142,9 +142,11 @@ def back(preset_options: Mapping[str, Any], names: Sequence[str], rate: str) -> 
 
 def main() -> None:
     """The command line."""
-    options = arguments("recipes", __doc__).parse_args()
+    parser = arguments("recipes", __doc__)
+    parser.add_argument("--weighted", action="store_true", help="measure the error as the trainer's validation weighs timesteps")
+    options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.out, QUICK if options.small else Size())
+    bench = Bench(options.out, QUICK if options.small else Size(), options.weighted)
     by_rate, rate, reference = reference_curves(bench)
     ours = preset("style")
     goals = {seed: best(curve) for seed, curve in reference.items()}
