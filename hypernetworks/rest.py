@@ -104,6 +104,7 @@ class Routes:
         """
 
         async def endpoint(request: Request, name: str = "pictures") -> Any:
+            """Writes what comes in, and hands it on once it is whole."""
             kind = _content_type(request)
             if kind not in limits:
                 raise BodyRefused(f"The body has to be of the type {' or '.join(limits)}; this one is {kind or 'of none'}.")
@@ -183,6 +184,7 @@ def _route_class(sentence: Callable[[HypernetworkError], str]) -> type[APIRoute]
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[..., Any]:
+            """FastAPI's own, with every error made an answer."""
             handle = super().get_route_handler()
 
             async def answer(request: Request) -> Response:

@@ -1,17 +1,16 @@
 """Runs in the background, with a stand-in for the trainer: what matters here is who sees what, when."""
 import logging
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from one_job_host import OneJobHost
 
 from hypernetworks.config import TrainingConfig
 from hypernetworks.errors import HostBusy, TrainingFailed
-from hypernetworks.host import Folders
 from hypernetworks.jobs import Curve, Jobs
 
 
@@ -43,26 +42,6 @@ class Trainer:
 
     def cancel(self):
         self.asked.append("cancel")
-
-
-class OneJobHost:
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.reported, self.interrupted_at = [], None
-        self.folders = Folders.below(Path("/nowhere"))
-
-    def report(self, text, step, steps):
-        self.reported.append((text, step, steps))
-        return step == self.interrupted_at
-
-    @contextmanager
-    def exclusive(self):
-        if not self.lock.acquire(blocking=False):
-            raise HostBusy("The model is busy.")
-        try:
-            yield
-        finally:
-            self.lock.release()
 
 
 def run(*script, host=None):

@@ -1,36 +1,16 @@
 """The queue of runs: whose turn it is, what a restart finds, and what two pages and a client see of it."""
 import json
 import threading
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from one_job_host import OneJobHost
 
 from hypernetworks import sweep
 from hypernetworks.config import TrainingConfig, plain, read
 from hypernetworks.errors import HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
-from hypernetworks.host import Folders
 from hypernetworks.jobs import Jobs
 from hypernetworks.waiting import Queue
-
-
-class Host:
-    """Its model is taken by one job at a time."""
-
-    def __init__(self, folder):
-        self.folders, self.lock = Folders.below(folder), threading.Lock()
-
-    def report(self, text, step, steps):
-        return False
-
-    @contextmanager
-    def exclusive(self):
-        if not self.lock.acquire(blocking=False):
-            raise HostBusy("The model is busy.")
-        try:
-            yield
-        finally:
-            self.lock.release()
 
 
 class Trainers:
@@ -59,7 +39,7 @@ class Trainers:
 
 @pytest.fixture
 def host(tmp_path):
-    return Host(tmp_path)
+    return OneJobHost(tmp_path)
 
 
 @pytest.fixture
