@@ -12,7 +12,7 @@ from typing import Any
 from . import __version__, processes
 from .config import ExportConfig, Option, RefineConfig, TrainingConfig, options, read
 from .config_files import read_config
-from .errors import ConfigError, DatasetError, HypernetworkError, ModelUnfit, NameTaken
+from .errors import ConfigError, DatasetError, HypernetworkError, ModelUnfit
 from .host import Folders
 
 
@@ -123,19 +123,9 @@ def _train(parsed: argparse.Namespace) -> None:
     if parsed.forecast:
         _print_forecast(trainer, host)
         return
-    if not (parsed.resume or parsed.overwrite):
-        _refuse_to_forget(host.folders, config.name)
     with host.exclusive():
         show(trainer, trainer.run(host=host, resume=parsed.resume, overwrite=parsed.overwrite), silent=not processes.is_main())
     processes.leave()
-
-
-def _refuse_to_forget(folders: Folders, name: str) -> None:
-    """Raises `NameTaken` where a run of that name could still be gone on with, which a new one would take the place of."""
-    from .checkpoint import RunFolder
-
-    if RunFolder(folders.runs, name).state_path.exists() and not (folders.networks / f"{name}.safetensors").exists():
-        raise NameTaken(f"A run named {name!r} was left before its end; go on with it (--resume), replace it (--overwrite), or choose another name.")
 
 
 def _print_forecast(trainer: Any, host: Any) -> None:

@@ -82,7 +82,7 @@ class Rerun:
             self._trainer.stop(after=last)
             if self._ending:
                 self._end(self._ending)
-            yield from self._trainer.run(host=host, resume=first > 0)
+            yield from self._trainer.run(host=host, resume=first > 0, overwrite=True)
             if self._ending:
                 break
 

@@ -132,9 +132,12 @@ class HypernetworkTrainer:
         return True
 
     def _check_free(self, trainee: Trainee, folder: RunFolder, resume: bool, overwrite: bool) -> None:
-        """Raises `NameTaken` where a file would be replaced that is not to be."""
-        if trainee.target.exists() and not (resume or overwrite):
-            raise NameTaken(f"A hypernetwork named {self.config.name!r} exists already; replace it, continue its training, or choose another name.")
+        """Raises `NameTaken` where a file would be replaced, or a run forgotten, that is not to be."""
+        if not (resume or overwrite):
+            if trainee.target.exists():
+                raise NameTaken(f"A hypernetwork named {self.config.name!r} exists already; replace it, continue its training, or choose another name.")
+            if folder.state_path.exists():
+                raise NameTaken(f"A run named {self.config.name!r} was left before its end; go on with it (resume), replace it (overwrite), or choose another name.")
         before = folder.about().get("options", {}) if resume else {}
         pt, raw = trainee.target.with_suffix(".pt"), raw_path(trainee.target)
         if self.config.also_pt and pt.exists() and not (overwrite or before.get("also_pt")):

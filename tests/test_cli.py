@@ -64,7 +64,7 @@ def test_a_run_that_can_be_gone_on_with_is_not_forgotten_unasked(capsys, tmp_pat
     state.parent.mkdir(parents=True)
     state.write_bytes(b"some hours")
     code, _, err = run(capsys, "train", "--dataset", PICTURES / "striped", "--name", "ink", "--home", tmp_path)
-    assert code == 2 and "'ink' was left before its end; go on with it (--resume), replace it (--overwrite)" in err
+    assert code == 2 and "'ink' was left before its end; go on with it (resume), replace it (overwrite)" in err
     assert state.read_bytes() == b"some hours"
 
 
