@@ -36,6 +36,12 @@ def press(page, text, name):
     rows(page).filter(has_text=name).get_by_role("button", name=text).click()
 
 
+def sees_what(other, page, name):
+    """Waits until a browser has the row of a run as the page has it: until then its buttons are those of what was there before."""
+    number = rows(page).filter(has_text=name).locator("[data-queue^=remove]").get_attribute("data-queue")
+    other.find("queue").locator(f"[data-queue='{number}']").wait_for()
+
+
 def choose(page, name, text):
     field = page.find(name).locator("input").first
     field.fill(text)
@@ -72,6 +78,7 @@ def test_runs_wait_for_their_turn_and_both_browsers_see_it(page, other):
     page.wait_for("find('option_name').querySelector('textarea, input').value === 'second' && !find('queue').textContent.includes('second')")
     page.click("add_to_queue")
     page.wait_for("find('queue').textContent.includes('second')")
+    sees_what(other, page, "second")
     press(other, "Remove", "second")
     page.wait_for("!find('queue').textContent.includes('second')")
 

@@ -97,15 +97,16 @@ class NetworkRows:
         return [NONE, *self.catalog.names()]
 
     def refresh(self, *chosen: str) -> list[Any]:
-        """The dropdowns after another look at the folder; what is gone is no longer chosen."""
+        """The dropdowns after another look at the folder; what is gone is no longer chosen. A name that stays is not told again: it may have been
+        changed on the page since it was asked for."""
         self.catalog.refresh()
         choices = self.choices()
-        return [gr.update(choices=choices, value=name if name in choices else NONE) for name in chosen]
+        return [gr.update(choices=choices) if name in choices else gr.update(choices=choices, value=NONE) for name in chosen]
 
     def select(self, name: str, *chosen: str) -> list[Any]:
         """The dropdowns with `name` in the first row; the others stay."""
-        self.catalog.refresh()
-        return [gr.update(choices=self.choices(), value=value) for value in [name, *chosen[1:]]]
+        _, *others = self.refresh(*chosen)
+        return [gr.update(choices=self.choices(), value=name), *others]
 
     def ask(self, which: str, *values: str) -> list[Any]:
         """`which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the row `which`
