@@ -20,6 +20,7 @@ from PIL import Image
 from hypernetworks.generator import Hypernetwork
 from hypernetworks.generator_files import save_generator
 from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.prompt import ActiveNetwork, ConditionSource, tag
 
 pytestmark = pytest.mark.browser
 PICTURES = Path(__file__).parent.parent / "hypernetworks" / "embedded" / "pictures" / "striped"
@@ -262,8 +263,9 @@ def test_a_generator_asks_what_its_weights_are_for_and_follows_the_picture_dropp
     fresh.tab.locator("[role=option]:visible, ul.options li:visible").filter(has_text="any").first.click()
     fresh.find("which").wait_for(state="visible")
     fresh.find("condition_generator").locator("label").filter(has_text="A text").first.click()
-    fresh.fill("text_generator", "ink")
-    fresh.wait_for(f"find('tags').querySelector('textarea, input').value === '<hypernet:any:ref={digits}> <hypernet:any:text=ink>'")
+    fresh.fill("text_generator", " ink: 50% <wet> #1, schön ")
+    asked = tag(ActiveNetwork("any", condition=ConditionSource("text", " ink: 50% <wet> #1, schön ")))
+    fresh.wait_for(f"find('tags').querySelector('textarea, input').value === '<hypernet:any:ref={digits}> {asked}'")
     fresh.find("which").locator("input").first.click()
     fresh.tab.locator("[role=option]:visible, ul.options li:visible").filter(has_text="Hypernetwork 1").first.click()
     fresh.wait_for("find('shown_generator').querySelector('img')")

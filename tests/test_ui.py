@@ -839,19 +839,21 @@ def values(updates):
 
 def test_the_questions_are_about_the_generator_that_was_chosen_last_and_remember_the_others(tab, conditions):
     names, said = ["any", "birds", "any", "None"], ["text=ink", "task=day", "task=night", ""]
-    which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask("Hypernetwork 3", *names, *said)
+    asked, which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask(None, "Hypernetwork 3", *names, *said)
     assert which["value"] == "Hypernetwork 3" and which["choices"] == ["Hypernetwork 1", "Hypernetwork 3"] and which["visible"]
     assert values([first, second, third, fourth]) == [None, "", None, ""]  # birds is no generator, so it has no condition
     assert box["visible"] and kind["value"] == "A task"
-    which, *_, box, kind, words, _, _ = tab.rows.ask("Hypernetwork 2", *names, *said)[:10]
+    _, which, *_, box, kind, words, _, _ = tab.rows.ask(asked, "Hypernetwork 2", *names, *said)[:11]
     assert which["value"] == "Hypernetwork 1" and kind["value"] == "A text" and words["visible"]
-    which, *_, box = tab.rows.ask("Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:6]
+    _, which, *_, box = tab.rows.ask(asked, "Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:7]
     assert not which["visible"] and not box["visible"]
 
 
-def test_an_answer_is_that_of_the_row_asked_about(tab):
-    assert values(tab.rows.say("Hypernetwork 2", "A task", "", "", "night", *UNSAID[4:])) == [None, "task=night", None, None]
-    assert values(tab.rows.say("Hypernetwork 1", *UNSAID)) == ["", None, None, None]
+def test_what_was_asked_already_leaves_the_answers_given_since(tab, conditions):
+    names = ["any", "None", "any", "None"]
+    asked, *first = tab.rows.ask(None, "Hypernetwork 3", *names, *[""] * 4)
+    again, *nothing = tab.rows.ask(asked, "Hypernetwork 3", *names, *[""] * 4)
+    assert again == asked and len(nothing) == len(first) and all("value" not in one and "visible" not in one for one in nothing)
 
 
 def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ MAJOR = int(gr.__version__.split(".")[0])
 def script(code: str) -> dict[str, Any]:
     """Keyword of an event for a JavaScript function that sees, and may replace, the inputs before they are sent."""
     return {"_js": code} if MAJOR < 4 else {"js": code}
+
+
+def followed(event: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Connects an event that may come again before its answer, such as a component's `change`; the last one counts. gradio 3 forgets what
+    comes while it waits, so that it asks once more after each answer."""
+    quietly = {"queue": False, "show_progress": "hidden"}
+    answered = event(function, inputs, outputs, **quietly)
+    return answered.then(function, inputs, outputs, **quietly) if MAJOR < 4 else answered
 
 
 def lossless() -> dict[str, Any]:

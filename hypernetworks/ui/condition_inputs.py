@@ -46,9 +46,9 @@ class SourceInput:
         self.places = [self.kind, self.text, self.picture, self.task]
         for component in self.inputs:  # a web UI would start with what was chosen yesterday (modules/ui_loadsave.py)
             component.do_not_save_to_config = True
-        self.kind.change(self.places_for, [self.kind], self.places[1:], queue=False, show_progress="hidden")
+        compatibility.followed(self.kind.change, self.places_for, [self.kind], self.places[1:])
         self.dropped.upload(self.keep, [self.dropped, self.reference], [self.reference, self.shown, self.dropped], queue=False)
-        self.reference.change(self.show, [self.reference], [self.shown], queue=False, show_progress="hidden")
+        compatibility.followed(self.reference.change, self.show, [self.reference], [self.shown])
 
     @property
     def _references(self) -> References:
@@ -116,7 +116,7 @@ class ConditionInputs:
                 self.second = SourceInput(host, "Blend with", f"{ending}_second", prefix, prompt)
         self.inputs = [*self.first.inputs, *self.second.inputs, self.blend]
         self.blend.do_not_save_to_config = True
-        self.blend.change(lambda share: gr.update(visible=share > 0), [self.blend], [self.second_box], queue=False, show_progress="hidden")
+        compatibility.followed(self.blend.change, lambda share: gr.update(visible=share > 0), [self.blend], [self.second_box])
 
     @property
     def offered(self) -> list[gr.components.Component]:

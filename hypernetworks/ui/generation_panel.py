@@ -2,6 +2,7 @@
 show it beside the prompt."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,13 +16,14 @@ from ..errors import HypernetworkError
 from ..host import Host
 from ..prompt import ActiveNetwork, tag
 from . import compatibility
-from .condition_inputs import ConditionInputs, read_conditions
+from .condition_inputs import LABELS, ConditionInputs, read_conditions
 
 ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | None"]
 """From an infotext's labels and values to rows and passes; None where it says nothing about pictures."""
 
 NONE = "None"
 ROWS = 4
+SAY = f"(...values) => window.hypernetworks ? window.hypernetworks.conditions({json.dumps(LABELS)}, {ROWS}, values) : values.slice(1, {ROWS + 1})"
 
 
 class NetworkRows:
@@ -79,18 +81,20 @@ class NetworkRows:
         self.inputs += [name, strength, start, end]
 
     def _wire(self) -> None:
-        quietly = {"queue": False, "show_progress": "hidden"}
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
-            component.change(self.write_tags, self.inputs, [self.tags], **quietly)
+            compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
+        said = [self.which, *self.conditions, *self.questions.inputs]
         for component in self.questions.inputs:
-            component.change(self.say, [self.which, *self.questions.inputs], self.conditions, **quietly)
-        asked, answers = [self.which, *self.names, *self.conditions], [self.which, *self.conditions, *self.questions.offered]
+            component.change(None, said, self.conditions, **compatibility.script(SAY))
+        asked = gr.State(None)  # what the last answer of `ask` was for
+        inputs = [asked, self.which, *self.names, *self.conditions]
+        outputs = [asked, self.which, *self.conditions, *self.questions.offered]
         for number, name in enumerate(self.names, 1):
-            offered = name.change(lambda *values, row=number: self.ask(row_label(row), *values[1:]), asked, answers, **quietly)
+            offered = compatibility.followed(name.change, partial(self.ask_row, row_label(number)), inputs, outputs)
             # what comes into sight with a value tells no change
-            offered.then(self.say, [self.which, *self.questions.inputs], self.conditions, **quietly)
-        self.which.input(self.ask, asked, answers, **quietly)
+            offered.then(None, said, self.conditions, **compatibility.script(SAY))
+        compatibility.followed(self.which.input, self.ask, inputs, outputs)
 
     def choices(self) -> list[str]:
         """What the dropdowns offer."""
@@ -108,22 +112,27 @@ class NetworkRows:
         _, *others = self.refresh(*chosen)
         return [gr.update(choices=self.choices(), value=name), *others]
 
-    def ask(self, which: str, *values: str) -> list[Any]:
-        """`which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the row `which`
-        where it holds a generator, else about the first that does; a row of another kind forgets its condition."""
+    def ask(self, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
+        """What was asked, `which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the
+        row `which` where it holds a generator, else about the first that does; a row of another kind forgets its condition. Nothing changes
+        where `before` is what is asked: the questions may have been answered since."""
         names, conditions = values[:ROWS], values[ROWS:]
+        asked = [which, *names]
+        if before == asked:
+            return [asked, *[gr.update()] * (1 + ROWS + len(self.questions.offered))]
         generators = [row_label(number) for number in self.generators(names)]
         which = which if which in generators or not generators else generators[0]
         at = row_number(which) - 1
         return [
+            asked,
             gr.update(choices=generators, value=which, visible=len(generators) > 1),
             *(gr.update() if row_label(number) in generators else "" for number in range(1, ROWS + 1)),
             *self.questions.offer(names[at], *ConditionInputs.read(conditions[at] or "")),
         ]
 
-    def say(self, which: str, *values: Any) -> list[Any]:
-        """The rows' conditions: that of the row `which` is what the questions' values say."""
-        return [ConditionInputs.said(values) if row_label(number) == which else gr.update() for number in range(1, ROWS + 1)]
+    def ask_row(self, row: str, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
+        """`ask` about a row whose network has just been chosen."""
+        return self.ask(before, row, *values)
 
     def generators(self, names: Sequence[str]) -> list[int]:
         """The numbers of the rows whose network is a generator."""

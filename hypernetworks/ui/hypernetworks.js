@@ -65,6 +65,26 @@
         find(queued.startsWith("edit") ? "#hypernetworks_queue_edit" : "#hypernetworks_queue_act")?.click();
     }
 
+    /* The conditions of all rows of a panel (hypernetworks/ui/generation_panel.py), where the questions are about the row that `which` names. Said
+       here, not by the server: gradio 3 drops changes that come while it waits for an answer. */
+    function conditions(labels, rows, [which, ...values]) {
+        const said = saidBy(labels, values.slice(rows));
+        return values.slice(0, rows).map((before, row) => which.endsWith(` ${row + 1}`) ? said : before);
+    }
+
+    /* The answers to the questions as arguments of a tag: ConditionInputs.said in the page. */
+    function saidBy(labels, answers) {
+        const [blend] = answers.slice(8);
+        const source = ([kind, ...given], number) => {
+            const at = Object.keys(labels).indexOf(kind);
+            return at < 0 || (number && !blend) ? [] : [`${labels[kind]}${number}=${written(given[at] ?? "")}`];
+        };
+        const said = [...source(answers.slice(0, 4), ""), ...source(answers.slice(4, 8), "2")];
+        return (blend ? [...said, `blend=${blend}`] : said).join(":");
+    }
+
+    const written = (text) => text.replace(/[%:<>#\x00-\x1f\x7f]|^\s+|\s+$/g, encodeURIComponent);
+
     /* Shows the training tab, wherever the page has it, and has it fill its form; gradio may build a tab only when it is shown. */
     function resume(name, patience = 50) {
         resuming = name;
@@ -94,6 +114,7 @@
         chosen: () => chosen,
         resuming: () => resuming,
         queued: () => queued,
+        conditions,
         resume,
         show: (name, block = "center") => find(`#hypernetworks_${name}`)?.scrollIntoView({ block }),
     };
