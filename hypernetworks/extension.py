@@ -19,7 +19,7 @@ class Extension:
     def __init__(self, host: Any, web_ui: Any) -> None:
         """`host` implements `host.Host` on the web UI; `web_ui` is `hosts/parts.py`, what else is registered there."""
         self.host, self.web_ui = host, web_ui
-        self.session = Session(Catalog(host.folders.networks))
+        self.session = Session(Catalog(host.folders.networks), web_ui.layer_by_layer)
         self.library = Library(self.session.catalog, host.folders)
         self.jobs = Jobs(host)
         self.generation = Generation(host, self.session, web_ui.always_on)

@@ -16,7 +16,7 @@ from .batches import Batch, Batches
 from .config import TrainingConfig
 from .host import Host
 from .learner import Denoiser
-from .memory import free_bytes
+from .memory import free_bytes, without_inputs_of_convolutions
 from .objective import Objective
 from .optimizers import make_optimizer
 from .trainees import Trainee
@@ -121,7 +121,7 @@ def _step_bytes(trainee: Trainee, batch: Batch, objective: Objective) -> int:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     weights = {name: fake.from_tensor(value).detach().requires_grad_(value.requires_grad) for name, value in step.named_parameters()}
 
-    with host.training(config.gradient_checkpointing), attached(host.unet, [trainee.edit]), torch.enable_grad():
+    with host.training(config.gradient_checkpointing), without_inputs_of_convolutions(host.unet), attached(host.unet, [trainee.edit]), torch.enable_grad():
         with fake, _Watch() as watch, torch.autocast(host.device.type, AUTOCAST.get(config.mixed_precision), config.mixed_precision != "no"):
             torch.func.functional_call(step, weights)
     return watch.most

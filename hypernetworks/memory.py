@@ -1,4 +1,5 @@
-"""The memory of the device that trains: what is free of it, what goes on when it is full, and an optimizer that keeps its state elsewhere."""
+"""The memory of the device that trains: what is free of it, what need not be kept in it, what goes on when it is full, and an optimizer that keeps its
+state elsewhere."""
 from __future__ import annotations
 
 import gc
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .batches import Batch
 from .errors import TrainingFailed
@@ -39,6 +41,34 @@ def clear(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def without_inputs_of_convolutions(model: nn.Module) -> Iterator[None]:
+    """Within it the model's frozen convolutions keep the shapes of what they read for the backward pass, and no values: these would be for a gradient
+    of their weights, yet PyTorch keeps them without asking (ConvolutionBackward0 in its derivatives.yaml). The gradients are the same."""
+    frozen = [part for part in model.modules() if isinstance(part, nn.Conv2d) and not any(weight.requires_grad for weight in part.parameters())]
+    inside: list[saved_tensors_hooks] = []
+
+    def enter(part: nn.Module, inputs: tuple) -> None:
+        shape = inputs[0].shape
+        inside.append(saved_tensors_hooks(lambda kept: _shape_of(kept) if kept.shape == shape and kept.is_contiguous() else kept, lambda kept: kept))
+        inside[-1].__enter__()
+
+    def leave(part: nn.Module, inputs: tuple, output: object) -> None:
+        inside.pop().__exit__()
+
+    handles = [handle for part in frozen for handle in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave, always_call=True))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """A tensor like it of a single number."""
+    return tensor.new_zeros(1).expand(tensor.shape)
 
 
 class Room:

@@ -23,7 +23,7 @@ from .config import TrainingConfig
 from .errors import TrainingFailed
 from .learner import Learner
 from .manifest import sha256
-from .memory import Room
+from .memory import Room, without_inputs_of_convolutions
 from .objective import Objective
 from .plan import seed_for
 from .previews import Previews
@@ -137,6 +137,7 @@ class Run:
         """Within it the model is fit for training, and the network is at work on it."""
         with ExitStack() as self._work:
             self._work.enter_context(self.host.training(self.room.checkpointing))
+            self._work.enter_context(without_inputs_of_convolutions(self.host.unet))
             self._work.enter_context(attached(self.host.unet, [self.trainee.edit]))
             yield
 

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -102,8 +102,10 @@ class Applied:
 class Session:
     """Puts networks of a catalog on a host's UNet by their names."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
+    def __init__(self, catalog: Catalog, layer_by_layer: Callable[[], bool] = lambda: False) -> None:
+        """`layer_by_layer` says whether linear networks are evaluated as their files have them, not as one matrix: slower, and bit for bit what others
+        draw who do so."""
+        self.catalog, self.layer_by_layer = catalog, layer_by_layer
         self._placed: WeakKeyDictionary[ResidualHypernetwork, ResidualHypernetwork] = WeakKeyDictionary()
         self._generated = GeneratedWeights()
 
@@ -201,15 +203,20 @@ class Session:
             raise HypernetworkError(f"The hypernetwork {name!r} cannot be used. {error}") from error
 
     def _load(self, name: str, host: Host) -> Network:
-        """A residual network on the host's device, in its dtype and in as few layers as it takes; the catalog's own stays as it was read.
+        """A residual network on the host's device, in its dtype and in as few layers as it may take; the catalog's own stays as it was read.
         A generator stays on the CPU."""
         with torch.inference_mode(False):
             network = self.catalog.load(name)
-            if isinstance(network, Hypernetwork) or (_is_placed(network, host) and not network.structure.flattens):
+            if isinstance(network, Hypernetwork):
                 return network.eval()
-            if network not in self._placed or not _is_placed(self._placed[network], host):
-                self._placed[network] = flattened(copy.deepcopy(network).to(host.device)).to(host.dtype).eval()
-            return self._placed[network]
+            flattens = network.structure.flattens and not self.layer_by_layer()
+            if _is_placed(network, host) and not flattens:
+                return network.eval()
+            placed = self._placed.get(network)
+            if placed is None or not _is_placed(placed, host) or (placed.structure == network.structure) is flattens:
+                copied = copy.deepcopy(network).to(host.device)
+                placed = self._placed[network] = (flattened(copied) if flattens else copied).to(host.dtype).eval()
+            return placed
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from hypernetworks.conditions import Condition
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import TrainingFailed
 from hypernetworks.host import Conditioning, Folders, PictureSize
-from hypernetworks.memory import Offload, is_out_of_memory
+from hypernetworks.memory import Offload, is_out_of_memory, without_inputs_of_convolutions
 from hypernetworks.trainer import HypernetworkTrainer
 
 QUICK = dict(
@@ -108,6 +108,63 @@ def test_validation_goes_in_parts_too(host, monkeypatch):
     values = [[event.validation_loss for event in events if event.kind == "validation"] for events in (found, expected)]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     assert "while validating; from here each batch of 8 goes through the model in parts of 4" in warnings(found)[0]
+
+
+def convolutions():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.SiLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1))
+
+
+def kept_by(model, x):
+    """Loss, gradient of the input, and the bytes that the graph keeps beside weights and the input."""
+    known = {one.untyped_storage().data_ptr() for one in (*model.parameters(), x)}
+    x = x.clone().requires_grad_()
+    loss = model(x).square().sum()
+    bytes_of, nodes, seen = {}, [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        for name in dir(node):
+            if name.startswith("_saved_") and isinstance(kept := getattr(node, name), torch.Tensor):
+                bytes_of[kept.untyped_storage().data_ptr()] = kept.untyped_storage().nbytes()
+    loss.backward()
+    return loss.detach(), x.grad, sum(count for place, count in bytes_of.items() if place not in known)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_convolutions_keep_no_values_of_what_they_read_and_give_the_same_gradients(dtype):
+    model, x = convolutions().to(dtype).requires_grad_(False), torch.randn(2, 4, 32, 32, dtype=dtype)
+    loss, gradient, kept = kept_by(model, x)
+    with without_inputs_of_convolutions(model):
+        lean_loss, lean_gradient, lean_kept = kept_by(model, x)
+    assert torch.equal(loss, lean_loss) and torch.equal(gradient, lean_gradient)
+    activation = 2 * 8 * 32 * 32 * x.itemsize
+    # what each SiLU read stays; what each convolution read, the copy of x and both activations, is gone
+    assert kept - lean_kept == pytest.approx(2 * activation + x.nbytes, abs=64)
+    assert kept_by(model, x)[2] == kept and not any(one._forward_hooks or one._forward_pre_hooks for one in model)
+
+
+def test_convolutions_that_learn_keep_what_they_read():
+    model, x = convolutions(), torch.randn(1, 4, 8, 8)
+    with without_inputs_of_convolutions(model):
+        model(x).sum().backward()
+    found = [weight.grad for weight in model.parameters()]
+    model.zero_grad()
+    model(x).sum().backward()
+    assert all(map(torch.equal, found, (weight.grad for weight in model.parameters())))
+
+
+def test_a_convolution_that_fails_leaves_others_as_they_are():
+    model, x = convolutions().requires_grad_(False), torch.randn(1, 4, 8, 8)
+    with without_inputs_of_convolutions(model):
+        with pytest.raises(RuntimeError):
+            model(torch.randn(1, 5, 8, 8))
+        a = torch.randn(1, 4, 8, 8, requires_grad=True)
+        (a * a).sum().backward()  # would keep shapes alone, were the hooks still there
+    assert torch.equal(a.grad, 2 * a)
 
 
 def test_other_errors_are_none_of_its_business(host, monkeypatch):

@@ -248,6 +248,19 @@ def test_a_linear_network_works_as_it_stands_in_its_file_in_one_layer(host, sess
     assert not torch.allclose(found, predict(host), atol=1e-2)
 
 
+def test_a_linear_network_is_evaluated_layer_by_layer_where_that_is_asked_for(host, session):
+    """Bit for bit, and from the next picture on."""
+    asked = []
+    exact = Session(session.catalog, lambda: bool(asked))
+    network, active = session.catalog.load("straight"), [ActiveNetwork("straight", 0.8)]
+    for layers in ((1, 1), (1, 2, 1), (1, 1)):
+        with exact.applied(host, active) as applied:
+            assert applied.links[0].edit.network.structure.layer_structure == layers
+            found = predict(host)
+        assert torch.equal(found, predict_with(host, (network, Strength(0.8)))) is (len(layers) == 3)
+        asked[:] = [] if asked else [True]
+
+
 def test_over_the_steps_of_a_picture_the_context_is_evaluated_once(host, session):
     with session.applied(host, [ActiveNetwork("ink", 0.7)]) as applied:
         for step in range(4):

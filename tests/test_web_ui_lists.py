@@ -100,10 +100,10 @@ def test_pictures_may_be_fetched_from_the_folder(ui):
 def test_the_settings_have_a_section_of_their_own(ui):
     ui.open_page()
     ours = {name: option for name, option in ui.opts.data_labels.items() if name.startswith("hypernetworks_")}
-    assert set(ours) == {"hypernetworks_panel_open", "hypernetworks_data_folder", "hypernetworks_client_paths"}
+    assert set(ours) == {"hypernetworks_panel_open", "hypernetworks_data_folder", "hypernetworks_client_paths", "hypernetworks_layer_by_layer"}
     for option in ours.values():
         assert option.section == ("hypernetworks", "Hypernetworks") and option.label
-    assert [ours[name].default for name in sorted(ours)] == [False, "", False]
+    assert [ours[name].default for name in sorted(ours)] == [False, "", ui.kind == "a1111", False]
     assert "Reload UI" in ours["hypernetworks_panel_open"].comment_after and "restart" in ours["hypernetworks_data_folder"].comment_after
 
 
