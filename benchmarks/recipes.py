@@ -50,6 +50,7 @@ BACK = {
     "constant rate, no warm-up": ("rate_schedule", "warmup_steps"),
     "the reference's rate": ("learning_rate",),
     "no weighting of timesteps": ("loss_weighting",),
+    "no average of weights": ("ema_decay",),
 }
 """Which of the preset's options are set back to the reference's, by what the table calls that."""
 
@@ -92,7 +93,8 @@ class Bench:
 
     def _curve(self, title: str, options: Mapping[str, Any], steps: int, target: float) -> Curve:
         config, found = read(TrainingConfig, options), {0: self.yardstick.loss(self.weighted)}
-        events = HypernetworkTrainer(config=config).run(self.pictures, self.host, overwrite=True)
+        trainer = HypernetworkTrainer(config=config)
+        events = trainer.run(self.pictures, self.host, overwrite=True)
         with tqdm(total=steps, desc=title) as bar:
             try:
                 for event in events:
@@ -100,7 +102,8 @@ class Bench:
                         continue
                     bar.update()
                     if event.step % self.size.every == 0:
-                        found[event.step] = self.yardstick.loss(self.weighted)
+                        with trainer.shown():
+                            found[event.step] = self.yardstick.loss(self.weighted)
                         if not math.isfinite(found[event.step]):
                             found[event.step] = math.inf
                         if found[event.step] <= target or event.step >= steps:
@@ -137,7 +140,8 @@ def reference_curves(bench: Bench) -> tuple[dict[str, Curve], str, dict[int, Cur
 
 def back(preset_options: Mapping[str, Any], names: Sequence[str], rate: str) -> dict[str, Any]:
     """The preset with these options as the reference has them."""
-    return {**preset_options, **{name: {**REFERENCE, "learning_rate": rate}[name] for name in names}}
+    without = {**REFERENCE, "learning_rate": rate, "ema_decay": 0.0}
+    return {**preset_options, **{name: without[name] for name in names}}
 
 
 def main() -> None:

@@ -261,8 +261,9 @@ class TrainingConfig:
     clip_value: float = option(0.0, "Clip gradients' values", "Largest value of a gradient that is let through; 0: no clipping.", minimum=0, maximum=1e6, group="Training", advanced=True)
     clip_schedule: str = option("1", "Clipping over time", "Times both limits, until steps as in 10:100, 1.", group="Training", advanced=True)
     ema_decay: float = option(
-        0.0, "Average of weights", "Share of the average that each step keeps, such as 0.999; the file holds the average, and name-raw the weights themselves. 0: no average.",
+        0.0, "Average of weights", "Share of the average that each step keeps, such as 0.999; less in the first steps. The file holds the average. 0: no average.",
         minimum=0, maximum=0.99999, group="Training", advanced=True)
+    ema_save_both: bool = option(True, "Save both", "Beside the file with the average, name-raw with the weights of the last step.", group="Training", advanced=True)
     explosion_factor: float = option(
         4.0, "Explosion", "A loss this many times what it was (the mean over 32 samples), or one that is not a number, sends the run back to the last good weights at half the rate; 0: only the latter does.",
         minimum=0, maximum=1e6, group="Training", advanced=True)

@@ -20,7 +20,7 @@ class Preset:
 PRESETS = {
     "Style": Preset(
         "A manner of drawing or painting, from 10 to 100 pictures of different things in that manner.",
-        {"caption_dropout": 0.0, "max_steps": 800},
+        {"caption_dropout": 0.0, "max_steps": 800, "ema_decay": 0.99, "ema_save_both": False},
     ),
     "Subject": Preset(
         "One person, animal or thing, from 5 to 30 pictures of it in different places.",

@@ -72,12 +72,12 @@ class Saving:
 
     def finish(self, step: int, about: Mapping[str, Any], kept: bool) -> list[Path]:
         """Writes the checkpoint and the network, with the weights of the best validation where these are `kept`; the average where there is one,
-        and then the weights themselves beside it. Gives the files. The network stays as it was written."""
+        and then the weights themselves beside it if that is asked for. Gives the files. The network stays as it was written."""
         self.checkpoint(step, about)
         raw = []
         if kept:
             self._describe_best(step)
-        if self.learner.average is not None:
+        if self.learner.average is not None and self.config.ema_save_both:
             if kept and self.best.raw is not None:
                 self.network.load_state_dict(self.best.raw)
             target = raw_path(self.trainee.target)

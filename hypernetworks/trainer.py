@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class HypernetworkTrainer:
             config = replace(config, name=config.name or hypernetwork.name or "hypernetwork")
         self.hypernetwork, self.config = hypernetwork, config
         self._orders, self._date = Orders(), date
+        self._run: Run | None = None  # the last one that came as far as its first step
 
     def stop(self, after: int | None = None) -> None:
         """Ends the run after the step at hand, or after that step; the network and a checkpoint are saved."""
@@ -94,7 +96,7 @@ class HypernetworkTrainer:
             yield from self._preparing(batches.prepare())
         if (yield from self._cancelled(accelerator)):
             return
-        run = Run(self._orders, trainee, accelerator, batches, folder, objective, self._date)
+        self._run = run = Run(self._orders, trainee, accelerator, batches, folder, objective, self._date)
         run.begin(resume, manifest([*dataset.pictures, *batches.regular]))
         self.hypernetwork = run.network
         yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
@@ -109,6 +111,10 @@ class HypernetworkTrainer:
             if not is_out_of_memory(error):
                 raise
             raise TrainingFailed(out_of_memory(host.device, f"at step {run.step}")) from None
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Within it, between two steps of a run, `hypernetwork` is as its file would be now: averaged where it is to be, and without dropout."""
+        return self._run.learner.shown()
 
     def forecast(self, dataset: str | Path | Dataset | None = None, host: Host | None = None) -> Forecast | None:
         """What a run would take of the device's memory; takes seconds. None where the host's UNet does not let it be foreseen."""
@@ -142,8 +148,13 @@ class HypernetworkTrainer:
         pt, raw = trainee.target.with_suffix(".pt"), raw_path(trainee.target)
         if self.config.also_pt and pt.exists() and not (overwrite or before.get("also_pt")):
             raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
-        if self.config.ema_decay and raw.exists() and not (overwrite or before.get("ema_decay")):
-            raise NameTaken(f"There is a file {raw.name} already; replace it, choose another name, or turn off Average of weights (ema_decay).")
+        if _saves_both(vars(self.config)) and raw.exists() and not (overwrite or _saves_both(before)):
+            raise NameTaken(f"There is a file {raw.name} already; replace it, choose another name, or turn off Save both (ema_save_both).")
+
+
+def _saves_both(options: Mapping[str, Any]) -> bool:
+    """Whether a run with these options writes the weights of its last step beside their average."""
+    return bool(options.get("ema_decay")) and options.get("ema_save_both", True)
 
 
 def _standalone_host() -> Host:

@@ -158,7 +158,7 @@ def test_convolutions_that_learn_keep_what_they_read():
 
 
 def test_a_convolution_that_fails_leaves_others_as_they_are():
-    model, x = convolutions().requires_grad_(False), torch.randn(1, 4, 8, 8)
+    model = convolutions().requires_grad_(False)
     with without_inputs_of_convolutions(model):
         with pytest.raises(RuntimeError):
             model(torch.randn(1, 5, 8, 8))

@@ -430,6 +430,19 @@ def test_validation_and_previews_show_the_average_and_change_nothing(host, tmp_p
     assert equal(weights(plain.hypernetwork), weights(watched.hypernetwork))
 
 
+def test_the_average_alone_where_that_is_asked_for_and_it_can_be_looked_at_on_the_way(host):
+    one = trainer(ema_decay=0.9, ema_save_both=False, learning_rate="1e-2", rate_schedule="constant")
+    seen = []
+    for event in one.run(host=host):
+        if event.kind == "step":
+            plain = weights(one.hypernetwork)
+            with one.shown():
+                seen.append(weights(one.hypernetwork))
+            assert equal(weights(one.hypernetwork), plain) and not equal(seen[-1], plain)
+    assert [path.name for path in host.folders.networks.glob("*.safetensors")] == ["quick.safetensors"]
+    assert equal(weights(files.load(host.folders.networks / "quick.safetensors")), seen[-1])
+
+
 def test_somebody_elses_raw_file_is_never_overwritten_unasked(host):
     raw = host.folders.networks / "quick-raw.safetensors"
     raw.parent.mkdir(parents=True)
