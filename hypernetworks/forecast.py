@@ -95,10 +95,10 @@ def model_bytes(host: Host) -> int:
 
 def _copies(config: TrainingConfig, device: torch.device, network: int, optimizer: int) -> int:
     """Of a run's states that are kept in the machine's memory (recovery.py), where that is the device's: the good one, the one that is not known to be
-    good yet, and with validation the best one. Without ways back it is the network at the start."""
-    if device.type != "cpu":
+    good yet, and with validation the best one."""
+    if device.type != "cpu" or not config.rollbacks:
         return 0
-    return (3 if config.validation_every else 2) * (network + optimizer) if config.rollbacks else network
+    return (3 if config.validation_every else 2) * (network + optimizer)
 
 
 def _resident(unet: nn.Module, device: torch.device) -> int:

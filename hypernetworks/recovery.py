@@ -42,8 +42,8 @@ class Recovery:
         self._pending: Snapshot | None = None
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """The run starts, or goes on, here."""
-        self.good = self.best = Snapshot(step, copied(state), None)
+        """The run starts, or goes on, here. Nothing is copied where there is no way back."""
+        self.good = self.best = Snapshot(step, copied(state) if self.ways else {}, None)
         self._first = step
 
     @property

@@ -28,11 +28,14 @@ TRAIN = {
 }  # fmt: skip
 TRAIN_MORE = (
     "training_width", "training_height", "clip_grad_mode", "clip_grad_value", "latent_sampling_method", "use_weight", "template_filename",
-    "preview_from_txt2img", "preview_prompt", "preview_steps", "preview_cfg_scale", "preview_seed",
+    "preview_from_txt2img", "preview_prompt",
 )  # fmt: skip
-WITHOUT_EFFECT = (
-    "id_task", "log_directory", "varsize", "preview_negative_prompt", "preview_sampler_name", "preview_width", "preview_height",
-)  # fmt: skip
+PREVIEW = {
+    "preview_negative_prompt": "n", "preview_width": "w", "preview_height": "h", "preview_seed": "d", "preview_cfg_scale": "l", "preview_steps": "s",
+    "preview_sampler_name": "ss",
+}  # fmt: skip
+"""Argument -> flag of a line of preview prompts (preview_lines.py)."""
+WITHOUT_EFFECT = ("id_task", "log_directory", "varsize")
 TEMPLATES = {
     "hypernetwork.txt": "[filewords]", "style_filewords.txt": "[filewords], [name]", "subject_filewords.txt": "[name], [filewords]",
     "style.txt": "[name]", "subject.txt": "[name]", "none.txt": "picture",
@@ -70,7 +73,7 @@ def training(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `ConfigError` for an unknown argument.
     """
-    given = _given(arguments, TRAIN, (*TRAIN_MORE, *WITHOUT_EFFECT))
+    given = _given(arguments, TRAIN, (*TRAIN_MORE, *PREVIEW, *WITHOUT_EFFECT))
     values = {"learning_rate": "1e-5", "batch_size": 1, "rate_schedule": "constant", "warmup_steps": 0, **_renamed(given, TRAIN)}
     if given.get("use_weight"):
         values |= {"masks": "alpha", "normalize_masks": True}
@@ -82,7 +85,7 @@ def training(arguments: Mapping[str, Any]) -> dict[str, Any]:
         values["sample_latents"] = _chosen(given, "latent_sampling_method", SAMPLED)
     if "template_filename" in given:
         values["caption_template"] = _chosen(given, "template_filename", TEMPLATES)
-    return values | (_preview(given) if given.get("preview_from_txt2img") else {})
+    return values | ({"preview_prompts": _preview_line(given)} if given.get("preview_from_txt2img") else {})
 
 
 def network_options(facts: FileFacts) -> dict[str, Any]:
@@ -150,9 +153,9 @@ def _chosen(given: Mapping[str, Any], name: str, choices: Mapping[str, Any]) -> 
     return choices[value]
 
 
-def _preview(given: Mapping[str, Any]) -> dict[str, Any]:
-    values = {"preview_prompts": given.get("preview_prompt", "")}
-    values |= {name: given[name] for name in ("preview_steps", "preview_cfg_scale") if name in given}
-    if given.get("preview_seed", -1) != -1:  # A1111's sign for a random one
-        values["preview_seed"] = given["preview_seed"]
-    return values
+def _preview_line(given: Mapping[str, Any]) -> str:
+    said = {flag: given[name] for name, flag in PREVIEW.items() if given.get(name) not in (None, "")}
+    if said.get("d") == -1:  # A1111's sign for a random one
+        del said["d"]
+    parts = [given.get("preview_prompt", ""), *(f"--{flag} {value}" for flag, value in said.items())]
+    return " ".join(" ".join(map(str, parts)).split())  # a prompt of several lines would be several prompts

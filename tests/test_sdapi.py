@@ -11,6 +11,7 @@ from hypernetworks.errors import ConfigError
 from hypernetworks.files import load
 from hypernetworks.host import Folders
 from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.preview_lines import PreviewLine, read_lines
 from hypernetworks.sdapi import target_layers, training
 
 
@@ -122,3 +123,17 @@ def test_a1111s_transparency_as_weight_is_a_balanced_mask():
 def test_a1111s_sides_become_a_square_of_as_many_pixels():
     assert training({"training_width": 512, "training_height": 768})["resolution"] == 627  # sqrt(393216) = 627.07
     assert training({"training_width": 640})["resolution"] == 572  # the other side is 512; sqrt(327680) = 572.4
+
+
+def test_a1111s_preview_is_a_line_with_all_that_it_said():
+    given = {
+        "preview_from_txt2img": True, "preview_prompt": "a fox,\nin the snow", "preview_negative_prompt": "blurry", "preview_steps": 30, "preview_sampler_name": "Euler a",
+        "preview_cfg_scale": 4.5, "preview_seed": 7, "preview_width": 512, "preview_height": 768,
+    }  # fmt: skip
+    (line,) = read_lines(training(given)["preview_prompts"])
+    assert line == PreviewLine("a fox, in the snow", "blurry", 512, 768, 7, 4.5, 30, "Euler a")
+    (line,) = read_lines(training({"preview_from_txt2img": True, "preview_prompt": "a fox", "preview_seed": -1, "preview_negative_prompt": ""})["preview_prompts"])
+    assert line == PreviewLine("a fox")
+    assert "preview_prompts" not in training(given | {"preview_from_txt2img": False})
+    with pytest.raises(ConfigError, match="--w"):
+        read_lines(training(given | {"preview_width": "wide"})["preview_prompts"])
