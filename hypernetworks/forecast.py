@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from .attention import attached
 from .batches import Batch, Batches
@@ -151,7 +150,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, inputs: tuple = (), named: dict | None = None) -> Any:
         made = function(*inputs, **(named or {}))
         if all(result.alias_info is None for result in function._schema.returns):  # else they are views, or were there before
-            for tensor in tree_iter(made):
+            for tensor in made if isinstance(made, (tuple, list)) else [made]:
                 if isinstance(tensor, Tensor):
                     self._note(tensor.untyped_storage())
         return made
