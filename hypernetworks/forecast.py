@@ -145,7 +145,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.most = 0
-        self._known: dict[StorageWeakRef, int] = {}  # with their bytes; before torch 2.2 Python's own weak references to storages lead nowhere
+        self._known: dict[StorageWeakRef, int] = {}  # with their bytes; Python's own references to a storage dangle in torch 2.1
         self._bound = 0  # at most so many are held
 
     @property
