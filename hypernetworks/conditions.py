@@ -223,7 +223,10 @@ class ImageAdapter(nn.Module):
 
     def _tokens(self, latents: Tensor) -> Tensor:
         pictures = latents if latents.ndim == 4 else latents.flatten(0, 1)
-        tokens = self.convolutions(pictures).flatten(2).mT  # [b * pictures, h * w / 4, 128]
+        maps = self.convolutions(pictures)
+        if maps.requires_grad:
+            maps.register_hook(Tensor.contiguous)  # of a transposed gradient the GELU of torch 2.1 makes nonsense on the CPU
+        tokens = maps.flatten(2).mT  # [b * pictures, h * w / 4, 128]
         return tokens.reshape(len(latents), -1, tokens.shape[-1])
 
 

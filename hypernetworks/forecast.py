@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .attention import attached
@@ -123,7 +123,7 @@ def _step_bytes(trainee: Trainee, batch: Batch, objective: Objective) -> int:
 
     with host.training(config.gradient_checkpointing), without_inputs_of_convolutions(host.unet), attached(host.unet, [trainee.edit]), torch.enable_grad():
         with fake, _Watch() as watch, torch.autocast(host.device.type, AUTOCAST.get(config.mixed_precision), config.mixed_precision != "no"):
-            torch.func.functional_call(step, weights)
+            torch.func.functional_call(step, weights, ())
     return watch.most
 
 
@@ -144,8 +144,15 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.most = 0
-        self._known: dict[int, int] = {}  # storages by their address, with their bytes
+        self.most = 0
+        self._known: dict[StorageWeakRef, int] = {}  # with their bytes; Python's own references to a storage dangle in torch 2.1
+        self._bound = 0  # at most so many are held
+
+    @property
+    def held(self) -> int:
+        """Now."""
+        self._known = {storage: size for storage, size in self._known.items() if not storage.expired()}
+        return sum(self._known.values())
 
     def __torch_dispatch__(self, function: Any, types: Any, inputs: tuple = (), named: dict | None = None) -> Any:
         made = function(*inputs, **(named or {}))
@@ -156,15 +163,13 @@ class _Watch(TorchDispatchMode):
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
+        if (reference := StorageWeakRef(storage)) in self._known:
             return
-        self._known[storage._cdata] = storage.nbytes()
-        self.held += storage.nbytes()
-        self.most = max(self.most, self.held)
-        weakref.finalize(storage, self._forget, storage._cdata)
-
-    def _forget(self, address: int) -> None:
-        self.held -= self._known.pop(address)
+        self._known[reference] = storage.nbytes()
+        self._bound += storage.nbytes()
+        if self._bound > self.most:  # only then is it worth the time to look which ones are gone
+            self._bound = self.held
+            self.most = max(self.most, self._bound)
 
 
 def _gigabytes(count: int) -> str:

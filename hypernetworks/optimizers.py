@@ -15,6 +15,7 @@ import torch
 from .errors import ConfigError
 
 AUTO_RATE = 0.384  # the automatic learning rate times a network's width: 3e-3 at width 128, 5e-4 at 768
+START_RATE = 1e-3  # until training sets that of its first step
 UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # LBFGS wants the loss evaluated again and again, SparseAdam sparse gradients
 OWN_RATE = ("Prodigy", "DAdapt")  # how the names begin of those that find the rate themselves; theirs is a multiple of it, and 1 is usual
 
@@ -109,6 +110,8 @@ def make_optimizer(name: str, arguments: str, groups: Sequence[dict[str, Any]]) 
     """
     kind, keywords = find_optimizer(name), read_arguments(arguments)
     ours = _is_torchs(kind)
+    if ours:
+        keywords.setdefault("lr", START_RATE)  # torch 2.1 makes no SGD without one
     try:
         if ours and not keywords.keys() & {"fused", "foreach", "capturable", "differentiable"} and _is_fused_on_cpu(kind, groups):
             keywords["fused"] = True

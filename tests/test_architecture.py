@@ -1,5 +1,6 @@
 """Who may import whom. The picture in docs/architecture.md stays true because of this file."""
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hypernetworks"
 GROUND = ("residual", "attention", "schedule", "prompt", "config", "losses", "optimizers", "captions", "buckets", "host", "conditions", "decoders")
 HOST_LIBRARIES = {"diffusers", "transformers", "omegaconf", "peft"}
+PRIVATE = {  # names of torch that may go or come with any version; all of these are in 2.1, the oldest that pyproject.toml allows
+    "torch._foreach_lerp_", "torch._subclasses.fake_tensor.FakeTensorMode", "torch.utils._python_dispatch.TorchDispatchMode",
+}  # fmt: skip
 WEB_UI = {"modules", "modules_forge", "backend", "ldm", "ldm_patched", "sgm"}
 
 
@@ -55,6 +59,23 @@ def test_only_the_ui_imports_gradio():
 def test_the_ui_knows_only_the_protocol():
     for file in modules("ui"):
         assert not imports(file) & (HOST_LIBRARIES | WEB_UI | {".hosts", ".embedded"}), file
+
+
+def private_names(file: Path) -> set[str]:
+    """Of torch, imported or used."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            found.add(ast.unparse(node))
+    return {name for name in found if name.startswith("torch.") and re.search(r"\._[a-z]", name)}
+
+
+def test_what_is_private_to_torch_is_used_only_where_its_oldest_version_has_it():
+    assert set().union(*map(private_names, modules())) == PRIVATE
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -1,4 +1,6 @@
 """TensorBoard: its event files say what the loss table says, and without the package that is said."""
+import sys
+
 import pytest
 
 from hypernetworks import board
@@ -30,6 +32,6 @@ def test_event_files_hold_the_table_and_the_previews_and_a_later_run_goes_on(hos
 
 
 def test_without_the_package_its_install_command_is_said_first(host, monkeypatch):
-    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         next(HypernetworkTrainer(config=QUICK).run(host=host))

@@ -161,7 +161,7 @@ def test_nothing_but_optimizers_of_known_packages_is_loaded(package, name):
 def test_one_that_wants_more_than_gradients_is_refused_before_the_run(package):
     package("pytorch_optimizer", Wanting=Wanting)
     with pytest.raises(ConfigError, match="Wanting does not fit .a closure is needed"):
-        make_optimizer("Wanting", "", groups())
+        make_optimizer("Wanting", "lr=0.1", groups())
 
 
 def test_weights_to_use_are_shown_for_a_while_and_those_to_train_come_back_bit_for_bit(package):

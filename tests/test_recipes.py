@@ -496,7 +496,10 @@ def test_a_schedule_free_optimizers_weights_to_use_are_shown_and_saved_and_those
     module.__spec__, module.AdamWScheduleFree = importlib.machinery.ModuleSpec("schedulefree", None), TwoModes
     monkeypatch.setattr(TwoModes, "__module__", "schedulefree")
     monkeypatch.setitem(sys.modules, "schedulefree", module)
-    values = dict(optimizer="AdamWScheduleFree", learning_rate="0.01", rate_schedule="constant", weight_initialization="KaimingUniform")
+    values = dict(
+        optimizer="AdamWScheduleFree", optimizer_arguments="lr=0.01", learning_rate="0.01", rate_schedule="constant",
+        weight_initialization="KaimingUniform",
+    )  # fmt: skip
     one, seen, found = trainer(**values, validation_every=2, checkpoint_every=2), [], []
     for event in one.run(host=host):
         found.append(event)
