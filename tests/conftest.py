@@ -21,6 +21,27 @@ def host(shared_host, tmp_path):
     return shared_host
 
 
+@pytest.fixture
+def service(host, tmp_path):
+    """The REST routes on it, with a client."""
+    from rest_service import Service
+
+    found = Service(host, tmp_path)
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def waiting(host, tmp_path):
+    """The same with pictures, and with runs that go on until they are stopped."""
+    from rest_service import Service, Trainer
+
+    found = Service(host, tmp_path, make_trainer=Trainer)
+    assert found.upload().status_code == 200
+    yield found
+    found.end()
+
+
 @dataclass
 class FaultCounts:
     """What the fault tests have done, counted by themselves: processes killed and how many of them lost something, inputs made up and how many of them

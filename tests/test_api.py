@@ -17,31 +17,7 @@ from hypernetworks.api import OPTIONS, PREFIX
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.embedded import PICTURES
 from hypernetworks.files import load, short_hash
-from hypernetworks.host import Folders
-from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.trainer import Progress
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")), device="cpu")
-
-
-@pytest.fixture
-def service(host, tmp_path):
-    found = Service(host, tmp_path)
-    yield found
-    found.end()
-
-
-@pytest.fixture
-def waiting(host, tmp_path):
-    """With runs that go on until they are stopped."""
-    found = Service(host, tmp_path, make_trainer=Trainer)
-    assert found.upload().status_code == 200
-    yield found
-    found.end()
-
 
 # What works
 

@@ -21,7 +21,6 @@ from hypernetworks.api import OPTIONS, PREFIX, SDAPI, router, sdapi_router
 from hypernetworks.embedded import PICTURES
 from hypernetworks.errors import AccessRefused, TrainingFailed
 from hypernetworks.host import Folders
-from hypernetworks.hosts.diffusers import DiffusersHost
 
 USERS = {"ada": "swörd", "bob": "fish"}
 NAMES = st.one_of(
@@ -33,27 +32,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=5,
 )
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")), device="cpu")
-
-
-@pytest.fixture
-def service(host, tmp_path):
-    found = Service(host, tmp_path)
-    yield found
-    found.end()
-
-
-@pytest.fixture
-def waiting(host, tmp_path):
-    """With runs that go on until they are stopped."""
-    found = Service(host, tmp_path, make_trainer=Trainer)
-    assert found.upload().status_code == 200
-    yield found
-    found.end()
 
 
 # What is refused

@@ -3,37 +3,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the routes need FastAPI, which comes with gradio")
 
-from rest_service import Service, Trainer
-
 from hypernetworks.api import SDAPI
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.errors import ConfigError
 from hypernetworks.files import load
-from hypernetworks.host import Folders
-from hypernetworks.hosts.diffusers import DiffusersHost
 from hypernetworks.preview_lines import PreviewLine, read_lines
 from hypernetworks.sdapi import target_layers, training
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return DiffusersHost(None, Folders.below(tmp_path_factory.mktemp("home")), device="cpu")
-
-
-@pytest.fixture
-def service(host, tmp_path):
-    found = Service(host, tmp_path)
-    yield found
-    found.end()
-
-
-@pytest.fixture
-def waiting(host, tmp_path):
-    """With runs that go on until they are stopped."""
-    found = Service(host, tmp_path, make_trainer=Trainer)
-    assert found.upload().status_code == 200
-    yield found
-    found.end()
 
 
 def test_a1111s_client_makes_and_trains_a_network(service):
