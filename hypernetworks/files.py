@@ -25,7 +25,7 @@ from PIL import Image
 
 from . import legacy
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, TrainingFailed
-from .headers import check_header, parsed, write_safetensors
+from .headers import open_header, parsed, write_safetensors
 from .residual import Key, ResidualHypernetwork, ResidualStructure
 from .writing import write_atomically
 
@@ -241,12 +241,7 @@ def _load_safetensors(path: Path) -> ResidualHypernetwork:
 
 def _read_header(path: Path) -> tuple[FileFacts, set[str]]:
     """What the header says, and the names of the tensors; no weight is read."""
-    check_header(path)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata, names = dict(file.metadata() or {}), set(file.keys())
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise FileRefused(f"{path.name} is damaged, incomplete or no safetensors file: get it again.") from error
+    metadata, names = open_header(path)
     if metadata.get("format") != FORMAT:
         raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
     if metadata.get("kind") == "generator":

@@ -18,7 +18,7 @@ from .decoders import Layer
 from .errors import ConfigError, FileRefused, NameRefused, NameTaken, NotBound, TrainingFailed
 from .files import FORMAT, VERSION, check_name, preview_of
 from .generator import Hypernetwork, HypernetworkStructure
-from .headers import check_header, parsed, read_metadata, write_safetensors
+from .headers import open_header, parsed, read_metadata, write_safetensors
 
 KIND = "generator"
 _OWN_METADATA = ("format", "format_version", "kind", "architecture", "layers", "name", "description", "step")
@@ -144,12 +144,7 @@ def _read_header(path: Path) -> tuple[GeneratorFacts, set[str]]:
     """What the header says, and the names of the tensors; no weight is read."""
     if not path.is_file():
         raise FileRefused(f"There is no file {path}.")
-    check_header(path)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata, names = dict(file.metadata() or {}), set(file.keys())
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise FileRefused(f"{path.name} is damaged, incomplete or no safetensors file: get it again.") from error
+    metadata, names = open_header(path)
     if metadata.get("format") != FORMAT:
         raise FileRefused(f"{path.name} is {legacy.what_it_is(names)}.")
     if metadata.get("kind") == "residual":

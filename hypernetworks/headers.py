@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors
+
 from .errors import FileRefused
 from .writing import write_atomically
 
@@ -40,7 +42,7 @@ def read_metadata(path: str | Path, size: int | None = None) -> dict[str, str] |
     return metadata if isinstance(metadata, dict) and set(map(type, metadata.values())) <= {str} else None
 
 
-def check_header(path: Path) -> None:
+def _check_header(path: Path) -> None:
     """Raises `FileRefused` for a header that would take far more memory than the file has bytes, before anything makes objects of it."""
     try:
         with open(path, "rb") as file:
@@ -52,6 +54,16 @@ def check_header(path: Path) -> None:
         raise FileRefused(f"{path.name} cannot be used: its header has {length / 2**20:.1f} MB, and no hypernetwork's is larger than {LARGEST >> 20}.")
     if header.count(b"{") > MOST_ENTRIES or header.count(b",") > 8 * MOST_ENTRIES:
         raise FileRefused(f"{path.name} cannot be used: its header has more entries than any hypernetwork has weights.")
+
+
+def open_header(path: Path) -> tuple[dict[str, str], set[str]]:
+    """Metadata, and the names of the tensors; no weight is read. Raises `FileRefused` for what is no whole safetensors file, and as `_check_header` does."""
+    _check_header(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {}), set(file.keys())
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise FileRefused(f"{path.name} is damaged, incomplete or no safetensors file: get it again.") from error
 
 
 def parsed(text: str) -> Any:
