@@ -92,7 +92,7 @@ class Learner:
 
     def forget_gradients(self) -> None:
         """A step begins anew."""
-        self._prepared.zero_grad()
+        self.optimizer.zero_grad()  # that of accelerate 0.21 leaves zeros, by which momentum moves what a step has not used
 
     def _clip(self, share: float) -> None:
         """accelerate unscales fp16 gradients first; A1111 clips the scaled ones (hypernetwork.py:713-716)."""
