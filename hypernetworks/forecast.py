@@ -37,7 +37,6 @@ class Forecast:
     network: int  # weights that are trained, and their average
     gradients: int
     optimizer: int  # what it remembers between steps
-    copies: int  # of all that for ways back, where the device has no memory of its own
     activations: int  # of both passes, gradients included as they come
     accumulated: bool = False  # whether there are gradients before the passes
     offloaded: bool = False  # whether the optimizer's state is on the device for the update only
@@ -46,7 +45,7 @@ class Forecast:
     @property
     def needed(self) -> int:
         """At most at once: in the passes, or in the update of the weights."""
-        always = self.model + self.network + self.copies
+        always = self.model + self.network
         passes = self.activations + (self.gradients if self.accumulated else 0) + (0 if self.offloaded else self.optimizer)
         return always + max(passes, self.gradients + self.optimizer)
 
@@ -64,7 +63,7 @@ class Forecast:
 
     def table(self) -> list[tuple[str, str]]:
         """What the sum consists of, in words."""
-        parts = {"model": self.model, "network": self.network, "optimizer": self.optimizer, "copies to go back to": self.copies}
+        parts = {"model": self.model, "network": self.network, "optimizer": self.optimizer}
         return [(label, _gigabytes(value)) for label, value in (parts | {"one step": self.activations}).items() if value]
 
 
@@ -83,7 +82,7 @@ def foresee(trainee: Trainee, batches: Batches, objective: Objective) -> Forecas
         return None
     free = free_bytes(host.device)
     return Forecast(
-        model, network, weights, optimizer, _copies(config, host.device, network, optimizer), activations, config.gradient_accumulation > 1,
+        model, network, weights, optimizer, activations, config.gradient_accumulation > 1,
         config.optimizer_offload and host.device.type != "cpu", None if free is None else free + _resident(host.unet, host.device),
     )
 
@@ -91,14 +90,6 @@ def foresee(trainee: Trainee, batches: Batches, objective: Objective) -> Forecas
 def model_bytes(host: Host) -> int:
     """Of the UNet's weights."""
     return sum(tensor.nbytes for tensor in (*host.unet.parameters(), *host.unet.buffers()))
-
-
-def _copies(config: TrainingConfig, device: torch.device, network: int, optimizer: int) -> int:
-    """Of a run's states that are kept in the machine's memory (recovery.py), where that is the device's: the good one, the one that is not known to be
-    good yet, and with validation the best one."""
-    if device.type != "cpu" or not config.rollbacks:
-        return 0
-    return (3 if config.validation_every else 2) * (network + optimizer)
 
 
 def _resident(unet: nn.Module, device: torch.device) -> int:

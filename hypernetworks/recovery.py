@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -17,11 +19,16 @@ CALM = 2.0  # times its lowest: a good run's mean stays below that (1.5 in 800 s
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state at a step, in memory of its own."""
+    """A run's state at a step, in a place of its own."""
 
     step: int
-    state: dict[str, Any]
+    load: Callable[[], dict[str, Any]]
     validation_loss: float | None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """On the CPU."""
+        return self.load()
 
 
 class Recovery:
@@ -33,17 +40,17 @@ class Recovery:
     rate = 1.0  # what is left of the rate that was asked for
     used = 0  # ways back that were taken
 
-    def __init__(self, factor: float, ways: int, samples: int) -> None:
+    def __init__(self, factor: float, ways: int, samples: int, folder: Path | None = None) -> None:
         """`factor` times the lowest mean of `WINDOW` samples' losses is an explosion (0: none is), `ways` how often to go back, `samples`
-        in each loss that is reported."""
-        self.factor, self.ways = factor, ways
+        in each loss that is reported; `folder` is where snapshots become nameless files, None: they stay in memory."""
+        self.factor, self.ways, self.folder = factor, ways, folder
         self._losses: deque[tuple[int, float]] = deque(maxlen=math.ceil(WINDOW / samples))
         self._lowest, self._means, self._calm = math.inf, 0, True
         self._pending: Snapshot | None = None
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """The run starts, or goes on, here. Nothing is copied where there is no way back."""
-        self.good = self.best = Snapshot(step, copied(state) if self.ways else {}, None)
+        self.good = self.best = Snapshot(step, self._put(state) if self.ways else dict, None)
         self._first = step
 
     @property
@@ -82,7 +89,7 @@ class Recovery:
 
     def keep(self, step: int, make: Callable[[], Mapping[str, Any]], validation_loss: float | None) -> None:
         """Remembers the state after a step."""
-        self._pending = Snapshot(step, copied(make()), validation_loss)
+        self._pending = Snapshot(step, self._put(make()), validation_loss)
 
     def back(self) -> Snapshot | None:
         """Where to go on from, at half the rate; None where every way back was taken."""
@@ -93,6 +100,24 @@ class Recovery:
             self._losses.pop()
         self._calm = True
         return self.good
+
+
+    def _put(self, state: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Keeps a state; gives what loads it. Where the disk does not take it, it stays in memory after all."""
+        if self.folder is not None:
+            try:
+                file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  it is gone with the last that holds it, however the process ends
+                torch.save(dict(state), file)
+                return lambda: _loaded(file)
+            except OSError:
+                pass
+        whole = copied(state)
+        return lambda: whole
+
+
+def _loaded(file: IO[bytes]) -> dict[str, Any]:
+    file.seek(0)
+    return torch.serialization.load(file, map_location="cpu", weights_only=True)  # A1111 replaces torch.load (modules/safe.py:195)
 
 
 def copied(state: Any) -> Any:

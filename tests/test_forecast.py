@@ -18,7 +18,7 @@ from hypernetworks.trainer import HypernetworkTrainer
 from hypernetworks.ui import progress
 
 QUICK = dict(name="quick", dataset=str(PICTURES / "striped"), max_steps=1, batch_size=1, preview_every=0, validation_every=0, checkpoint_every=0)
-PART = dict(model=3_000_000_000, network=100_000_000, gradients=100_000_000, optimizer=200_000_000, copies=0, activations=1_700_000_000)
+PART = dict(model=3_000_000_000, network=100_000_000, gradients=100_000_000, optimizer=200_000_000, activations=1_700_000_000)
 
 
 def foreseen(host, **changes):
@@ -65,18 +65,16 @@ def test_tensors_are_counted_as_long_as_they_are_held():
             assert watch.held == 4 * 256 * 64  # the gradient that is left
 
 
-def test_weights_optimizer_and_copies_are_those_of_the_network(host):
+def test_weights_and_optimizer_are_those_of_the_network(host):
     one = foreseen(host, batch_size=2, validation_every=1, ema_decay=0.9, gradient_accumulation=2)
     trained = HypernetworkTrainer(config=QUICK)
     list(trained.run(host=host))
     size = sum(parameter.nbytes for parameter in trained.hypernetwork.parameters())
     assert (one.network, one.gradients) == (2 * size, size) and one.accumulated
     assert one.optimizer == pytest.approx(2 * size, rel=1e-3)  # AdamW's two averages
-    assert one.copies == 3 * (one.network + one.optimizer)
     assert one.model == sum(tensor.nbytes for tensor in host.unet.state_dict().values())
     without = read(TrainingConfig, QUICK | {"optimizer": "SGD", "rollbacks": 0})
-    assert forecast._optimizer_bytes(without, host.device) == 0 and forecast._copies(without, host.device, 7, 5) == 0
-    assert forecast._copies(read(TrainingConfig, QUICK), torch.device("cuda"), 7, 5) == 0  # they are in the machine's memory, not in the card's
+    assert forecast._optimizer_bytes(without, host.device) == 0
 
 
 def test_a_steps_bytes_are_those_that_its_graph_saves_and_a_little_more(host):
@@ -159,5 +157,5 @@ def test_the_page_shows_it_while_the_run_goes_on(host, monkeypatch):
 def test_the_command_line_says_it_and_trains_nothing(tmp_path, capsys):
     assert main(["train", "--forecast", "--home", str(tmp_path), "--name", "quick", "--dataset", str(PICTURES / "striped")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:-1]] == ["model", "network", "optimizer", "copies to go back to", "one step"]
+    assert [line.split(":")[0] for line in lines[:-1]] == ["model", "network", "optimizer", "one step"]
     assert lines[-1].startswith("This needs about ") and not (tmp_path / "networks").exists() and not (tmp_path / "data" / "runs").exists()

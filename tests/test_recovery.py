@@ -1,4 +1,7 @@
 """When a run goes back, where to, and how often."""
+import errno
+import tempfile
+
 import pytest
 import torch
 
@@ -131,6 +134,27 @@ def test_the_best_is_that_of_the_lowest_validation_loss_else_the_last_good_one()
         one.keep(step, lambda step=step: {"at": step}, None)
         one.confirm(step + 1)
     assert one.best.state == {"at": 20}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_in_a_folder_snapshots_are_files_without_a_name_unless_the_disk_is_full(tmp_path, monkeypatch, full):
+    def refuse(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    weight, one = torch.ones(1000), Recovery(2.0, 3, 1, tmp_path)
+    state = {"weights": {"a": weight}, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}, "average": None}
+    one.begin(0, state)
+    one.keep(10, lambda: state | {"weights": {"a": 2 * weight}}, None)
+    one.confirm(11)
+    weight.zero_()
+    assert list(tmp_path.iterdir()) == []
+    for snapshot, value in ((one.back(), 2.0), (one.best, 2.0), (one.back(), 2.0)):
+        found = snapshot.state
+        assert torch.equal(found["weights"]["a"], torch.full((1000,), value)) and found["optimizer"]["param_groups"] == [{"lr": 1e-3}] and found["average"] is None
+    one.begin(0, {"weights": {"a": torch.full((3,), 7.0)}})
+    assert torch.equal(one.back().state["weights"]["a"], torch.full((3,), 7.0))
 
 
 def test_a_copy_has_tensors_of_its_own():
