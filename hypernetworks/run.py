@@ -81,10 +81,10 @@ class Run:
         self.step = 0  # the step at hand
         self.report_every = 1 if self.host.device.type == "cpu" else REPORT_EVERY
         samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
-        # where the machine's memory is what trains, nothing but the step at hand takes of it; elsewhere there is plenty, and steps do not wait for the disk
-        beside = folder.path if self.host.device.type == "cpu" else None
-        self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every, beside)
         self.main = accelerator.is_main_process  # it alone writes and draws
+        # where the machine's memory is what trains, nothing but the step at hand takes of it; elsewhere there is plenty, and steps do not wait for the disk
+        beside = folder.path if self.main and self.host.device.type == "cpu" else None
+        self.recovery = Recovery(config.explosion_factor, config.rollbacks, samples * self.report_every, beside)
         self.agreed = orders if accelerator.num_processes == 1 else Orders()  # what all processes know of
         self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         samples = max(config.batch_size, VALIDATION_TIMESTEPS)
