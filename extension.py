@@ -32,11 +32,9 @@ def part(name: str) -> ModuleType:
 @functools.cache
 def web_ui() -> Any:
     """The extension in the web UI that runs this: Forge and reForge keep their model in `modules_forge`, AUTOMATIC1111 does not."""
-    if importlib.util.find_spec("modules_forge") is not None:
-        host = part("hosts.forge").ForgeHost()
-    else:
-        host = part("hosts.a1111").A1111Host()
-    return part("extension").Extension(host, part("hosts.parts"))
+    parts = part("hosts.parts")
+    host = part("hosts.forge").ForgeHost() if parts.is_forge() else part("hosts.a1111").A1111Host()
+    return part("extension").Extension(host, parts)
 
 
 def standalone(arguments: Sequence[str] = ()) -> int:

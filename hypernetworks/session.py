@@ -213,7 +213,8 @@ class Session:
             if _is_placed(network, host) and not flattens:
                 return network.eval()
             placed = self._placed.get(network)
-            if placed is None or not _is_placed(placed, host) or (placed.structure == network.structure) is flattens:
+            otherwise = placed is not None and (placed.structure == network.structure) is flattens  # the setting has changed since
+            if placed is None or otherwise or not _is_placed(placed, host):
                 copied = copy.deepcopy(network).to(host.device)
                 placed = self._placed[network] = (flattened(copied) if flattens else copied).to(host.dtype).eval()
             return placed

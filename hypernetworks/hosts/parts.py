@@ -82,7 +82,7 @@ def add_settings() -> None:
             False, "Other computers may name folders of this one to train on"
         ).info("matters with --listen, --share and the like, where only pictures that were dropped in are taken otherwise"),
         "hypernetworks_layer_by_layer": shared.OptionInfo(
-            not _is_forge(), "Evaluate linear hypernetworks layer by layer"
+            not is_forge(), "Evaluate linear hypernetworks layer by layer"
         ).info("exactly the pictures that AUTOMATIC1111 draws with them; otherwise as one matrix, which is faster and differs by 1 of 255 here and there"),
     }  # fmt: skip
     for name, option in options.items():
@@ -98,7 +98,7 @@ def panel_open() -> bool:
 def layer_by_layer() -> bool:
     """Whether linear networks are evaluated as AUTOMATIC1111 does it: there by default, since pictures drawn before this extension came shall come out
     the same."""
-    return bool(getattr(shared.opts, "hypernetworks_layer_by_layer", not _is_forge()))
+    return bool(getattr(shared.opts, "hypernetworks_layer_by_layer", not is_forge()))
 
 
 def always_on() -> tuple[str, float]:
@@ -115,7 +115,7 @@ def add_routes(app: Any, host: Any, jobs: Any, catalog: Catalog) -> None:
 
     api = ApiParts(host=host, jobs=jobs, catalog=catalog, guards=[guard(app)], client_paths=lambda: host.client_paths)
     app.include_router(router(api))
-    if _is_forge():  # the routes are there and end in a NameError
+    if is_forge():  # the routes are there and end in a NameError
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in SDAPI]
         app.include_router(sdapi_router(api))
 
@@ -151,6 +151,6 @@ def _has_password(header: str, accounts: Mapping[str, str]) -> bool:
     return scheme.lower() == "basic" and bool(colon) and secrets.compare_digest(password.encode(), expected.encode())
 
 
-def _is_forge() -> bool:
+def is_forge() -> bool:
     """Whether it is Forge or one of its kin, whose own hypernetworks do not work."""
     return importlib.util.find_spec("modules_forge") is not None
