@@ -109,7 +109,7 @@ class Recovery:
                 file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  it is gone with the last that holds it, however the process ends
                 torch.save(dict(state), file)
                 return lambda: _loaded(file)
-            except OSError:
+            except (OSError, RuntimeError):  # the latter is torch's where a file takes no more
                 pass
         whole = copied(state)
         return lambda: whole
