@@ -79,8 +79,10 @@ def address(home):
 class Page:
     """What a person does on the page, by element ids."""
 
-    def __init__(self, browser, address, width=1400):
+    def __init__(self, browser, address, width=1400, before=""):
+        """`before`: a script that runs before those of the page."""
         self.tab = browser.new_page(viewport={"width": width, "height": 1000})
+        self.tab.add_init_script(before)
         self.tab.set_default_timeout(SLOW)
         self.errors, self.elsewhere = [], []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -237,6 +239,22 @@ def test_the_new_file_changes_the_picture_at_strength_1_and_not_at_strength_0(pa
     assert differences[0] == 0
     assert differences[1] > 16
     assert fresh.errors == []
+
+
+def test_what_one_chose_stays_when_the_page_learns_late_of_a_finished_run(browser, address, home):
+    shutil.copy(home / "networks" / f"{NAME}.safetensors", home / "networks" / "mine.safetensors")
+    fresh = Page(browser, address, before="Object.defineProperty(document, 'hidden', {value: true, configurable: true})")  # it does not look for runs
+    fresh.show_tab("Generate")
+    fresh.click("refresh")
+    fresh.find("network_1").locator("input").first.click()
+    fresh.tab.locator("[role=option], ul.options li").filter(has_text="mine").first.click()
+    fresh.wait_for("find('tags').querySelector('textarea, input').value === '<hypernet:mine>'")
+    assert fresh.state() == "unknown"
+    fresh.tab.evaluate("Object.defineProperty(document, 'hidden', {value: false})")
+    fresh.wait_for(f"find('trained_name').querySelector('textarea, input').value === '{NAME}'")
+    time.sleep(2)
+    assert fresh.find("network_1").locator("input").first.input_value() == "mine"
+    fresh.tab.close()
 
 
 def test_a_generator_asks_what_its_weights_are_for_and_follows_the_picture_dropped_in(browser, address, home):

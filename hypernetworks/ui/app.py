@@ -20,6 +20,7 @@ from ..library import Library  # noqa: E402
 from ..session import Session  # noqa: E402
 from . import compatibility  # noqa: E402
 from .generate_tab import GenerateTab  # noqa: E402
+from .generation_panel import NONE  # noqa: E402
 from .library_tab import LibraryTab  # noqa: E402
 from .markup import escape  # noqa: E402
 from .train_tab import TrainTab  # noqa: E402
@@ -27,6 +28,7 @@ from .train_tab import TrainTab  # noqa: E402
 TITLE = "Hypernetworks"
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("hypernetworks.js")
+UNLESS_CHOSEN = f"(name, chosen) => chosen === '{NONE}' && name ? name : chosen"
 
 
 def build(host: Host, jobs: Jobs) -> gr.Blocks:
@@ -46,7 +48,9 @@ def build(host: Host, jobs: Jobs) -> gr.Blocks:
             with gr.Tab("Library", id="library"):
                 library = LibraryTab(host, Library(session.catalog, host.folders), jobs)
         rows = generate.rows
-        train.trained_name.change(rows.select, [train.trained_name, *rows.names], rows.names, queue=False, show_progress="hidden")
+        # what was chosen meanwhile stays: a page learns late of a run that another one started
+        train.trained_name.change(None, [train.trained_name, rows.names[0]], [rows.names[0]], **compatibility.script(UNLESS_CHOSEN))
+        train.trained_name.change(rows.refresh, rows.names, rows.names, queue=False, show_progress="hidden")
         train.try_button.click(
             lambda name, *chosen: [gr.update(selected="generate"), _prompt_to_try(jobs), *rows.select(name, *chosen)],
             [train.trained_name, *rows.names],
