@@ -349,9 +349,9 @@ def test_describing_a_safetensors_file_reads_its_header_alone(tmp_path):
     path = tmp_path / "large.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, path.stat().st_size + end)  # a hole of two gigabytes
-    began = time.perf_counter()
+    began = time.process_time()  # other programs do not count
     assert describe(path).keys == (2048,)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_the_short_hash_is_ten_digits_of_the_sha256(tmp_path):

@@ -299,10 +299,10 @@ def test_what_fills_the_memory_is_refused_before_it_does(tmp_path):
 def test_a_pickle_that_would_take_minutes_is_refused_within_seconds(tmp_path):
     path = tmp_path / "slow.pt"
     path.write_bytes(b"\x80\x02" + b"N0" * 5_000_000 + b"N.")
-    began = time.perf_counter()
+    began = time.process_time()  # other programs do not count
     with pytest.raises(FileRefused, match="damaged"):
         load(path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_texts_nested_without_end_are_not_shown(tmp_path):

@@ -149,12 +149,12 @@ def test_hostile_text_is_read_or_refused_with_a_sentence(text):
 
 @pytest.mark.parametrize("text", ["<hypernet:" * 50_000, "<hypernet:x:" + "1" * 200_000 + "x>", "< " * 50_000, "<hypernet" + " " * 100_000])
 def test_long_hostile_text_takes_no_time(text):
-    started = time.perf_counter()
+    started = time.process_time()  # other programs do not count
     try:
         extract(text)
     except HypernetworkError:
         pass
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("name", ["", " a", "a>b", "a<b", "a:b"])
