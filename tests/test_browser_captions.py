@@ -52,7 +52,7 @@ def page(browser, tmp_path_factory):  # noqa: F811
             time.sleep(0.5)
         yield Page(browser, f"http://127.0.0.1:{port}/")
         app.terminate()
-        app.wait(30)
+        app.wait(120)
     assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())
 
 

@@ -131,10 +131,8 @@ def test_two_networks_are_merged(page, home):  # noqa: F811
 
 def test_the_generate_tab_offers_what_is_new(page):
     page.show_tab("Generate")
-    field = page.find("network_1").locator("input").first
-    field.click()
-    page.tab.locator("[role=option], ul.options li").filter(has_text="mist").first.wait_for()
-    field.press("Escape")
+    page.choose("network_1", "mist")
+    page.wait_for("find('tags').querySelector('textarea, input').value === '<hypernet:mist>'")
     page.show_tab("Library")
 
 
@@ -151,6 +149,7 @@ def test_delete_asks_and_moves_to_the_trash(page, home):  # noqa: F811
     assert (home / "networks" / "mist.safetensors").is_file()
     delete(page, confirm=True)
     told(page, "mist is in the trash")
+    page.wait_for("find('network_1').querySelector('input').value === 'None'")
     assert rows(page) == {"black ink", "fog", "layers", "broken"} and page.find("library_panel").is_hidden()
     assert [path.name for path in (home / "data" / "trash").glob("* mist/*")] == ["mist.safetensors"]
 
