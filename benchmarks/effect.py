@@ -20,18 +20,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from classifier import COLORS, OTHER, SMALL, Effort, Judge, prepare, shape_label, to_pixels
-from low_rank import LowRank, load_low_rank, save_low_rank, train_low_rank
 from PIL import Image
 from report import arguments, grid, kept, table, write_figures
 
-from hypernetworks.attention import Strength, attached
+from hypernetworks.attention import LowRankEdit, Strength, attached
 from hypernetworks.catalog import Catalog
-from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import MODEL, shapes
 from hypernetworks.embedded.make_pictures import contents, make_pictures
 from hypernetworks.host import Folders, GenerationRequest, StepCallback
 from hypernetworks.hosts.diffusers import DiffusersHost
+from hypernetworks.low_rank import LowRankWeights
 from hypernetworks.presets import preset
 from hypernetworks.progress_bar import show
 from hypernetworks.prompt import ActiveNetwork
@@ -113,15 +113,15 @@ class Bench:
         """Trains a network and leaves its file in the output folder; gives the seconds it took."""
         folder, started = self.out / "pictures" / style, time.monotonic()
         make_pictures(folder, shapes.STYLES[style])
-        if network == LOW_RANK:
-            save_low_rank(train_low_rank(folder, self.host, read(TrainingConfig, options), RANK), self._low_rank_file(options["name"]))
-        else:
-            trainer = HypernetworkTrainer(config=options)
-            show(trainer, trainer.run(folder, self.host, overwrite=True))
+        low_rank = LowRankWeights.new(self.host.unet, RANK) if network == LOW_RANK else None
+        trainer = HypernetworkTrainer(low_rank, options)
+        show(trainer, trainer.run(folder, self.host, overwrite=True))
+        if low_rank is not None:
+            torch.save(low_rank.weights(), self._low_rank_file(options["name"]))
         return time.monotonic() - started
 
     def _low_rank_file(self, name: str) -> Path:
-        return self.out / "lora" / f"{name}.safetensors"
+        return self.out / f"{name}.pt"
 
     def _measure(self, style: str, network: str, name: str) -> dict[str, dict[str, float | None]]:
         found = {}
@@ -137,13 +137,12 @@ class Bench:
             self._bare = self._bare or self._draw(None)
             return self._bare
         if network == LOW_RANK:
-            return self.draw_low_rank(load_low_rank(self.host.unet, RANK, self._low_rank_file(name)), rows)
+            return self.draw_low_rank(LowRankEdit(torch.load(self._low_rank_file(name), weights_only=True)), rows)
         with self.session.applied(self.host, [ActiveNetwork(name, STRENGTH, uncond=rows == ALL_ROWS)]) as applied:
             return self._draw(applied.at_step)
 
-    def draw_low_rank(self, low_rank: LowRank, rows: str) -> list[Image.Image]:
+    def draw_low_rank(self, edit: LowRankEdit, rows: str) -> list[Image.Image]:
         """The same with a LoRA."""
-        edit = low_rank.edit()
 
         def choose_rows(step: int, steps: int) -> None:
             edit.strength = Strength([STRENGTH * (rows == ALL_ROWS or not row.uncond) for row in self.host.rows])

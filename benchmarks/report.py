@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from hypernetworks.files import write_atomically
+from hypernetworks.writing import write_atomically
 
 LABEL_HEIGHT = 16  # pixels
 

@@ -17,7 +17,7 @@ from . import __version__, api_answers, sdapi
 from .access import client_folder, picture_folders
 from .api_bodies import configuration, option_schema, schema, split, text_of
 from .api_queue import QueueApi, add_queue
-from .config import ExportConfig, RefineConfig, TrainingConfig, options
+from .config import FOLDERS, ExportConfig, RefineConfig, TrainingConfig, options
 from .errors import AccessRefused, ConfigError, HostBusy, HypernetworkError, NameTaken, NotThere
 
 if TYPE_CHECKING:
@@ -150,18 +150,16 @@ class Api:
 
     def convert(self, body: dict[str, Any]) -> dict[str, Any]:
         """Writes the network called `name` as `format`, pt or safetensors, beside its file; `overwrite` allows to replace one there."""
-        from .files import load, save
+        from .library import Library
 
         values, flags = split(body, "overwrite")
         if unknown := sorted(set(values) - {"name", "format"}):
             raise ConfigError(f"There is no argument {unknown[0]!r}; there are name, format and overwrite.")
-        path, kind = self._path(text_of(values, "name")), text_of(values, "format", "pt")
+        name, kind = text_of(values, "name"), text_of(values, "format", "pt")
         if kind not in ("pt", "safetensors"):
             raise ConfigError(f"format cannot be {kind!r}: it takes pt or safetensors.")
-        if path.suffix.lower() == f".{kind}":
-            raise ConfigError(f"{path.name} is a .{kind} file already.")
-        written = save(load(path), path.with_suffix(f".{kind}"), overwrite=flags["overwrite"])
-        self.catalog.refresh()
+        self._path(name)
+        written = Library(self.catalog, self.host.folders).convert(name, f".{kind}", flags["overwrite"])
         return {"file": self._file(written), **api_answers.network(written)}
 
     def export(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -280,9 +278,7 @@ class Api:
         check_name(config.name)
         if config.loss_function and not self.client_paths():
             raise AccessRefused("Own loss (loss_function) runs code of this machine, which only clients that may name its paths can ask for.")
-        folders = {"dataset": str(self._pictures(config.dataset))}
-        if config.regularization:
-            folders["regularization"] = str(self._pictures(config.regularization))
+        folders = {name: str(self._pictures(folder)) for name in FOLDERS if (folder := getattr(config, name)) or name == "dataset"}
         if not (resume or overwrite):
             self._check_free(config.name)
         return dataclasses.replace(config, **folders)

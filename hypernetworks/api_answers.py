@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import plain
+from .config import FOLDERS, plain
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -115,16 +115,16 @@ def queue(jobs: Jobs, sentence: Callable[[str], str]) -> dict[str, Any]:
 
 def _options(config: TrainingConfig) -> dict[str, Any]:
     """Those that differ from the defaults; of folders, the last part only."""
-    folders = {name: _base_name(folder) for name in ("dataset", "regularization") if (folder := getattr(config, name))}
+    folders = {name: _base_name(folder) for name in FOLDERS if (folder := getattr(config, name))}
     return plain(config) | folders
 
 
 def _without_folder(settings: str) -> str:
-    """A file's settings, with the last part only of the folder that it was trained on."""
+    """A file's settings, with the last part only of the folders that it was trained on."""
     try:
         values = json.loads(settings)
-        return json.dumps(values | {"dataset": _base_name(values["dataset"])})
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return json.dumps(values | {name: _base_name(values[name]) for name in FOLDERS if isinstance(values.get(name), str)})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return settings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import HypernetworkError
-from .files import SUFFIXES, FileFacts, describe, load
+from .files import SUFFIXES, load
 from .generator import Hypernetwork
 from .generator_files import GeneratorFacts, describe_generator, is_generator, load_generator
 from .residual import ResidualHypernetwork
@@ -87,10 +87,6 @@ class Catalog:
             while len(self._networks) > self._most_loaded:
                 self._networks.popitem(last=False)
             return self._networks[key]
-
-    def describe(self, name: str) -> FileFacts:
-        """What the file of that name says about itself. Raises as `path` and `files.describe` do."""
-        return describe(self.path(name))
 
     def describe_generator(self, name: str) -> GeneratorFacts | None:
         """What the generator of that name says about itself; None where there is none, or the network is of the other kind."""

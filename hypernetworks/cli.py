@@ -75,7 +75,7 @@ def _demo(parsed: argparse.Namespace) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    parser = _command(commands, "train", _train, "Train a hypernetwork. Options come from CONFIG (TOML or JSON); flags go before it.")
+    parser = _command(commands, "train", _train, "Train a hypernetwork. Options come from CONFIG (TOML or JSON), written first; flags after it overrule it.")
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML or JSON file with any of the options below")
     parser.add_argument("--preset", default=None, help="start from the options of a preset, one that ships or your own (see the tab for their names)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run with this name")
@@ -348,7 +348,7 @@ def _convert(parsed: argparse.Namespace) -> None:
 
 
 def _add_ui(commands: Any) -> None:
-    parser = _command(commands, "ui", _ui, "Open the tab and the generation panel in a browser, without a web UI.")
+    parser = _command(commands, "ui", _ui, "Open the app in a browser: training, generating and the library, without a web UI.")
     parser.add_argument("--port", type=int, default=7861, help="port on this machine (default: 7861)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser window")
 

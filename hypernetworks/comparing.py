@@ -1,7 +1,6 @@
 """Two runs side by side, from their folders: curves, the last previews, and the options that differ."""
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def look(folders: Folders, name: str) -> Seen:
     folder = RunFolder(folders.runs, name)
     try:
         rows, asked, pictures = folder.rows(), folder.about().get("options", {}), folder.previews_by_place()
-    except (OSError, ValueError, AttributeError, csv.Error) as error:  # damaged from outside
+    except (OSError, ValueError, AttributeError) as error:  # damaged from outside
         raise HypernetworkError(f"The folder of the run {name!r} cannot be read: {error}.") from None
     last = max((step for step, _ in pictures), default=0)
     return Seen(

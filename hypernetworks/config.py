@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import ConfigError
 
+FOLDERS = ("dataset", "regularization")  # the options that say where pictures lie
 NORMAL_INITIALIZATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
 
 
@@ -139,13 +140,13 @@ class TrainingConfig:
         "Off: one pair per width, a file that every web UI's hypernetwork code reads.", group="Network")
     also_pt: bool = option(
         False, "Also write .pt",
-        "The finished network is written a second time, as the .pt that web UIs without this extension list. Needs “One pair per layer” off.", group="Network")
+        "The finished network is written a second time, as a .pt, which web UIs without this extension can use too. Needs “One pair per layer” off.", group="Network")
     target_layers: tuple[str, ...] = option(
         ("attn1", "attn2"), "Layers",
         "attn2 sees the prompt and is enough for colours and mood; attn1 sees the picture itself and is needed for "
         "textures.", choices=("attn1", "attn2"), group="Network")
     blocks: tuple[str, ...] = option(
-        ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed; others need one pair per layer.",
+        ("input", "middle", "output"), "Blocks", "The parts of the UNet whose layers are changed. A choice other than all three needs “One pair per layer”.",
         choices=("input", "middle", "output"), group="Network", advanced=True)
     layer_filter: tuple[str, ...] = option(
         (), "Only these layers",
@@ -249,7 +250,7 @@ class TrainingConfig:
         choices=("constant", "linear", "cosine", "restarts", "polynomial", "rex"), group="Training")
     warmup_steps: int = option(20, "Warm-up steps", "The rate rises from zero over this many steps.", minimum=0, maximum=1_000_000, group="Training", advanced=True)
     rate_floor: float = option(0.01, "Lowest rate", "The share of the rate that is left at the end.", minimum=0, maximum=1, group="Training", advanced=True)
-    rate_cycles: int = option(3, "Restarts", "How many times the rate falls (restarts).", minimum=1, maximum=1000, group="Training", advanced=True)
+    rate_cycles: int = option(3, "Cycles", "How many times the rate falls (Rate over time: restarts).", minimum=1, maximum=1000, group="Training", advanced=True)
     rate_cycle_growth: float = option(1.0, "Cycle growth", "Each cycle is this many times as long as the one before (restarts).", minimum=0.1, maximum=10, group="Training", advanced=True)
     rate_cycle_decay: float = option(1.0, "Cycle decay", "Each cycle begins at this share of the rate before it (restarts).", minimum=0.01, maximum=1, group="Training", advanced=True)
     rate_power: float = option(2.0, "Power", "Of the polynomial; 1 is a straight line.", minimum=0.1, maximum=10, group="Training", advanced=True)
@@ -267,7 +268,7 @@ class TrainingConfig:
     explosion_factor: float = option(
         4.0, "Explosion", "A loss this many times what it was (the mean over 32 samples), or one that is not a number, sends the run back to the last good weights at half the rate; 0: only the latter does.",
         minimum=0, maximum=1e6, group="Training", advanced=True)
-    rollbacks: int = option(3, "Ways back", "How often a run may go back before it ends with the best weights.", minimum=0, maximum=100, group="Training", advanced=True)
+    rollbacks: int = option(3, "Rollbacks", "How often a run may go back before it ends with the best weights.", minimum=0, maximum=100, group="Training", advanced=True)
     residual_penalty: float = option(0.0, "Residual penalty", "Keeps the change |f(x)|²/|x|² small; protects what the model knew.", minimum=0, maximum=1000, group="Training", advanced=True)
     mixed_precision: str = option("no", "Precision", "no: float32. bf16 and fp16 are faster on graphics cards that have them.", choices=("no", "bf16", "fp16"), group="Training", advanced=True)
     file_precision: str = option(

@@ -68,7 +68,7 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, float]:
     print(f"\nPictures:  {path}   (above without, below with the network; same prompts, same seeds)")
     print(f"Network:   {host.folders.networks / (STYLE + '.safetensors')}")
     _print_figures("striped pictures that it was never trained on", figures)
-    print(f"It took {time.monotonic() - started:.0f} seconds. Next: hypernetworks ui")
+    print(f"It took {time.monotonic() - started:.0f} seconds. Next: hypernetworks ui --home {out}")
     return figures
 
 
@@ -103,7 +103,7 @@ def run_generator_demo(out: Path) -> dict[str, float]:
     print(f"LoRA file: {lora.path}   (rank {lora.rank}, {lora.projections} projections, {lora.path.stat().st_size / 1e6:.2f} MB)")
     print(f"In a prompt it is the tag <hypernet:{FAMILY}:1:ref={source.value}>, as a LoRA {lora.tag}")
     _print_figures("other pictures in that style", figures)
-    print(f"It took {time.monotonic() - started:.0f} seconds. Next: hypernetworks ui")
+    print(f"It took {time.monotonic() - started:.0f} seconds. Next: hypernetworks ui --home {out}")
     return figures
 
 

@@ -133,7 +133,7 @@ def check_name(name: str) -> str:
     """The name, if it can be a file's name on every system and stand in a `<hypernet:name:1>` tag. Raises `NameRefused`."""
     plain = unicodedata.normalize("NFKC", name)  # look-alikes of the characters and words that count
     if not name.strip():
-        raise NameRefused("A hypernetwork needs a name.")
+        raise NameRefused("A name is needed.")
     if odd := sorted({letter for letter in _FORBIDDEN if letter in name or letter in plain}):
         raise NameRefused(f"The name {name!r} cannot be used: it contains {' '.join(odd)}, which no file name or tag can hold.")
     if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):

@@ -65,7 +65,7 @@ class Details:
 
 
 class Library:
-    """What a page or a REST route shows of a catalog's folder and does in it. Every method may be called from any thread."""
+    """What a page shows of a catalog's folder and does in it. Every method may be called from any thread."""
 
     def __init__(self, catalog: Catalog, folders: Folders) -> None:
         self.catalog, self.folders = catalog, folders
@@ -89,7 +89,7 @@ class Library:
         """What is known about the network of that name. Raises `HypernetworkError` only where there is none of that name."""
         path = self._path(name)
         file, (facts, problem) = _file(path), _read(path)
-        entry = _problem(name, file, problem) if facts is None else _known(name, file, facts)
+        entry = _unread(name, file, problem) if facts is None else _known(name, file, facts)
         if name in self._entries:
             self._entries[name] = file, entry  # now a .pt has its line in the table too
         run = self._run(path)
@@ -158,8 +158,8 @@ class Library:
         self.catalog.refresh()
         return into
 
-    def convert(self, name: str, suffix: str) -> Path:
-        """Writes the network in the other format beside it, with its notes; gives the new file.
+    def convert(self, name: str, suffix: str, overwrite: bool = False) -> Path:
+        """Writes the network in the other format beside it, with its notes; gives the new file. `overwrite` allows to replace one there.
 
         Raises `ConfigError` for a network that a `.pt` cannot hold and for a wrong suffix, `NameTaken`, and what `files.load` raises.
         """
@@ -169,7 +169,7 @@ class Library:
             raise ConfigError(f"{path.name} can be converted to {' or '.join(other for other in SUFFIXES if other != path.suffix.lower())}.")
         network = load(path)
         network.name, network.description = path.stem, _notes(path, _read(path)[0])
-        converted = save(network, path.with_suffix(suffix))
+        converted = save(network, path.with_suffix(suffix), overwrite=overwrite)
         self.catalog.refresh()
         return converted
 
@@ -246,12 +246,12 @@ def _kept(known: tuple[File, Entry] | None, file: File) -> tuple[File, Entry] | 
 def _entry(name: str, file: File) -> Entry:
     """The file's line, from its metadata if that is all in order, else from whatever `describe` makes of it."""
     if file.path.suffix.lower() == ".pt":
-        return _problem(name, file, "" if file.size else _read(file.path)[1])
+        return _unread(name, file, "" if file.size else _read(file.path)[1])
     try:
         return _from_metadata(name, file, read_metadata(file.path, file.size) or {})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         facts, problem = _read(file.path)
-    return _problem(name, file, problem) if facts is None else _known(name, file, facts)
+    return _unread(name, file, problem) if facts is None else _known(name, file, facts)
 
 
 def _from_metadata(name: str, file: File, metadata: Mapping[str, str]) -> Entry:
@@ -284,7 +284,7 @@ def _known(name: str, file: File, facts: Facts) -> Entry:
     )  # fmt: skip
 
 
-def _problem(name: str, file: File, problem: str) -> Entry:
+def _unread(name: str, file: File, problem: str) -> Entry:
     return Entry(name, file.path, file.size, file.time / 1e9, problem=problem)
 
 

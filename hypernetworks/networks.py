@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from .attention import network_widths
-from .config import TrainingConfig, plain
+from .config import FOLDERS, TrainingConfig, plain
 from .errors import ConfigError
 from .files import FileFacts, preview_text
 from .host import ModelFacts
@@ -102,5 +102,4 @@ def steps_done(facts: FileFacts) -> int:
 
 def _without_places(config: TrainingConfig) -> dict[str, str]:
     """The names of folders without where they lie: files are given away."""
-    folders = {"dataset": config.dataset, "regularization": config.regularization}
-    return {name: Path(folder).name for name, folder in folders.items() if folder}
+    return {name: Path(folder).name for name in FOLDERS if (folder := getattr(config, name))}

@@ -47,8 +47,8 @@ def _show(event: Progress, bars: dict[str, tqdm]) -> None:
         "validation": f"step {event.step}: validation loss {event.validation_loss:.4f}" if event.validation_loss is not None else "",
         "preview": f"step {event.step}: preview {', '.join(map(str, event.pictures))}",
         "checkpoint": f"step {event.step}: checkpoint {event.path}",
-        "finished": f"Finished after {event.step} steps: {event.path}\n{event.message}",
-        "stopped": f"Stopped after {event.step} steps: {event.path}",
+        "finished": f"Finished at step {event.step}: {event.path}\n{event.message}",
+        "stopped": f"Stopped at step {event.step}: {event.path}",
         "cancelled": event.message,
     }[event.kind]
     if words:

@@ -1,4 +1,4 @@
-"""What all REST routes share: who may call, how a body is read, how an error is told. The only module that imports FastAPI.
+"""What all REST routes share: who may call, how a body is read, how an error is told. The only module of the core that imports FastAPI.
 
 It works with FastAPI from 0.94, which A1111 has: no model of pydantic's stands here, whose versions differ. FastAPI reads and parses a
 declared body before it asks any dependency (fastapi/routing.py, get_request_handler); here a body is read by a dependency of its
@@ -128,14 +128,14 @@ class Routes:
 def basic_auth(users: Mapping[str, str]) -> Guard:
     """A guard that lets in who sends one of these names with its password, as A1111's --api-auth does (modules/api/api.py, `auth`)."""
 
-    what_is_sent = Depends(HTTPBasic())
+    what_is_sent = Depends(HTTPBasic(auto_error=False))
 
-    def guard(credentials: HTTPBasicCredentials = what_is_sent) -> None:
-        sent = credentials.username.encode(), credentials.password.encode()
+    def guard(credentials: HTTPBasicCredentials | None = what_is_sent) -> None:
+        sent = (credentials.username.encode(), credentials.password.encode()) if credentials else ()
         # all pairs are compared, each in constant time: how long it takes says nothing about who there is
         matches = [
             secrets.compare_digest(sent[0], name.encode()) & secrets.compare_digest(sent[1], password.encode())
-            for name, password in users.items()
+            for name, password in users.items() if sent
         ]
         if not any(matches):
             raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})

@@ -6,14 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from .checkpoint import RunFolder
-from .config import TrainingConfig, options
+from .config import FOLDERS, TrainingConfig, options
 from .errors import ConfigError, HypernetworkError
 from .files import FileFacts, describe
 from .host import Folders
 from .library import settings
 from .networks import steps_done
 
-OF_THIS_MACHINE = ("dataset", "regularization", "loss_function")
+OF_THIS_MACHINE = (*FOLDERS, "loss_function")
 
 
 def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -32,7 +32,7 @@ def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list
     facts, run = describe(path), RunFolder(folders.runs, name)
     values, unknown = _understood({**settings(facts.metadata), **_structure(facts)})
     values |= {"name": name, "description": facts.description, **_of_this_machine(run)}
-    told = [f"These are the options of {name}. Press Train, then “Continue its training”."]
+    told = [f"These are the options of {name}. Press Train, then “Continue training”."]
     if unknown:
         told.append(f"Not understood, and left as they usually are: {', '.join(unknown)}.")
     if not values["dataset"]:

@@ -278,7 +278,7 @@ class Run:
         return ""
 
     def _remember(self) -> None:
-        """Keeps the run's state in memory now and then, and whenever it was validated."""
+        """Keeps a state to go back to now and then, and whenever it was validated."""
         every = self.config.validation_every
         validated = bool(every) and self.step % every == 0
         if self.recovery.ways and (validated or self.recovery.snapshot_due(self.step)):

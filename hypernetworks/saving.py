@@ -10,7 +10,7 @@ from typing import Any
 
 from .best import Best
 from .checkpoint import RunFolder
-from .config import plain
+from .config import FOLDERS, plain
 from .errors import TrainingFailed
 from .learner import Learner
 from .manifest import digest, surroundings
@@ -43,7 +43,7 @@ class Saving:
         is their manifest."""
         before = self.folder.about() if step else {}
         self.date = before.get("date", self.date)
-        folders = {name: os.path.abspath(folder) for name in ("dataset", "regularization") if (folder := getattr(self.config, name))}
+        folders = {name: os.path.abspath(folder) for name in FOLDERS if (folder := getattr(self.config, name))}
         part = {"from_step": step, "options": vars(self.config) | folders, "pictures": digest(pictures)}
         parts = [one for one in before.get("parts", []) if one["from_step"] < step]
         if not parts or any(json.loads(json.dumps(part[name])) != parts[-1][name] for name in ("options", "pictures")):

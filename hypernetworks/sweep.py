@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import RunFolder
-from .config import TrainingConfig, options, read
+from .config import FOLDERS, TrainingConfig, options, read
 from .errors import ConfigError, HypernetworkError, NotThere
-from .files import check_name, write_atomically
+from .files import check_name
 from .host import Folders
+from .writing import write_atomically
 
 MOST = 100  # runs
 LONGEST_NAME = 120  # letters of a run's name that says its values
-NOT_SWEPT = ("name", "dataset", "regularization")
+NOT_SWEPT = ("name", *FOLDERS)
 OUTCOMES = ("validation loss", "at step", "steps", "seconds", "ending")
 
 
@@ -119,7 +120,7 @@ def outcomes(folders: Folders, name: str) -> list[Outcome]:
     try:
         kept = json.loads((_folder(folders) / f"{name}.json").read_text(encoding="utf-8"))
         return [_outcome(folders, check_name(one["run"]), {str(option): str(value) for option, value in one["values"].items()}) for one in kept]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:  # damaged from outside
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # damaged from outside
         raise ConfigError(f"The sweep {name!r} cannot be read: {error}.") from None
 
 

@@ -138,14 +138,19 @@ class HypernetworkTrainer:
         return True
 
     def _check_free(self, trainee: Trainee, folder: RunFolder, resume: bool, overwrite: bool) -> None:
-        """Raises `NameTaken` where a file would be replaced, or a run forgotten, that is not to be."""
+        """Raises `NameTaken` where a file would be replaced, or a run forgotten, that is not to be, and `ConfigError` where there is nothing to go on
+        from but a `.pt`."""
         if not (resume or overwrite):
             if trainee.target.exists():
-                raise NameTaken(f"A hypernetwork named {self.config.name!r} exists already; replace it, continue its training, or choose another name.")
+                raise NameTaken(
+                    f"A hypernetwork named {self.config.name!r} exists already; replace it (overwrite), continue its training (resume), or choose another name."
+                )
             if folder.state_path.exists():
                 raise NameTaken(f"A run named {self.config.name!r} was left before its end; go on with it (resume), replace it (overwrite), or choose another name.")
-        before = folder.about().get("options", {}) if resume else {}
+        before, name = folder.about().get("options", {}) if resume else {}, self.config.name
         pt, raw = trainee.target.with_suffix(".pt"), raw_path(trainee.target)
+        if resume and pt.exists() and not (trainee.target.exists() or folder.state_path.exists()):
+            raise ConfigError(f"{name}.pt cannot be trained on as it is: convert it first (hypernetworks convert {name}.pt {name}.safetensors).")
         if self.config.also_pt and pt.exists() and not (overwrite or before.get("also_pt")):
             raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
         if _saves_both(vars(self.config)) and raw.exists() and not (overwrite or _saves_both(before)):

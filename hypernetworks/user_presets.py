@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import TrainingConfig, options, plain, read, said
+from .config import FOLDERS, TrainingConfig, options, plain, read, said
 from .config_files import read_config, toml_text
 from .errors import ConfigError, HypernetworkError, NameTaken
-from .files import check_name, write_atomically
+from .files import check_name
 from .host import Folders
 from .presets import PRESETS, Preset, find
+from .writing import write_atomically
 
-OWN = ("name", "dataset", "regularization", "shared_caption", "description", "preview_prompts", "loss_function", "seed")
+OWN = ("name", *FOLDERS, "shared_caption", "description", "preview_prompts", "loss_function", "seed")
 """Options that no preset touches: they belong to one network, to its pictures, or to this machine."""
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from .checkpoint import RunFolder
 from .config import TrainingConfig, plain, read
 from .errors import ConfigError, HypernetworkError, NameTaken, NotThere
-from .files import check_name, write_atomically
+from .files import check_name
 from .host import Folders
+from .writing import write_atomically
 
 LONGEST = 1000  # runs that can wait
 REMEMBERED = 20  # runs that have ended

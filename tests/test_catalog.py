@@ -10,7 +10,7 @@ from models import diffusers_unet
 
 from hypernetworks.catalog import Catalog
 from hypernetworks.errors import FileRefused, HypernetworkError
-from hypernetworks.files import save
+from hypernetworks.files import describe, save
 from hypernetworks.generator import Hypernetwork
 from hypernetworks.generator_files import save_generator
 from hypernetworks.residual import ResidualHypernetwork
@@ -64,7 +64,7 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
 )
 def test_a_network_is_found_by_its_name_or_by_its_path(folder, name, step):
     catalog = Catalog(folder)
-    assert catalog.load(name).step == catalog.describe(name).step == step
+    assert catalog.load(name).step == describe(catalog.path(name)).step == step
 
 
 def test_safetensors_comes_first_even_from_a_deeper_folder(folder):

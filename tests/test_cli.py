@@ -36,7 +36,7 @@ def test_training_and_generating_from_a_configuration_file(capsys, tmp_path):
         'per_layer = false\ntarget_layers = ["attn2"]\n', encoding="utf-8",
     )
     code, out, err = run(capsys, "train", config, "--home", tmp_path, "--max-steps", "2", "--batch-size", "1", "--warmup-steps", "0")
-    assert code == 0 and "Finished after 2 steps" in out, err
+    assert code == 0 and "Finished at step 2" in out, err
     file = tmp_path / "networks" / "quick.safetensors"
     assert files.load(file).keys == (128,) and files.load(file).step == 2
 
@@ -87,7 +87,7 @@ def test_what_a_generator_makes_is_exported_and_refined(capsys, tmp_path):
     assert code == 0 and "every sampling step" in err and Path(out.strip()).is_file()
 
     code, out, err = run(capsys, "refine", "maker", "--task", "etching", "--dataset", PICTURES / "striped", "--max-steps", "2", "--name", "fox", *home)
-    assert code == 0 and "Finished after 2 steps" in out and len(list((tmp_path / "loras").glob("fox refined-*"))) == 1, err
+    assert code == 0 and "Finished at step 2" in out and len(list((tmp_path / "loras").glob("fox refined-*"))) == 1, err
 
     code, out, err = run(capsys, "inspect", tmp_path / "networks" / "maker.safetensors")
     assert code == 0 and "generator" in out and "etching, fresco" in out and "rank:" in out

@@ -68,7 +68,7 @@ def test_the_page_shows_both_in_one_chart_with_pictures_and_differences(folders)
     assert float(lines["hypernetworks-second"][-1].split(",")[0]) == pytest.approx(LEFT + (WIDTH - LEFT - RIGHT) / 2, abs=0.1)  # step 10 of 20
     assert len(list(tree.iter("img"))) == 3 and "<b>" not in html
     words = " ".join(tree.itertext())
-    assert "20 steps · finished · 2 minutes · lowest held-out loss 0.0250" in words and "10 steps · not ended" in words
+    assert "20 steps · finished · 2 minutes · lowest validation loss 0.0250" in words and "10 steps · not ended" in words
     rows = [[cell.text for cell in row] for table in tree.iter("table") if "data-differences" in table.keys() for row in table.iter("tr")]
     assert rows[1:] == [["Blocks", "input, middle, output", "middle"], ["Mirror pictures", "off", "on"], ["Learning rate", "auto", "1e-3"]]
     (folders.runs / "one" / "loss.csv").write_text("step\n")

@@ -36,8 +36,8 @@ def test_names_that_work_everywhere_are_taken(name):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("", "needs a name"),
-        ("   ", "needs a name"),
+        ("", "name is needed"),
+        ("   ", "name is needed"),
         ("a/b", "contains /"),
         ("a\\b", "contains"),
         ("../a", "contains"),

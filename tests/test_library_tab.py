@@ -345,7 +345,7 @@ def test_chaining_makes_one_file_where_it_can_and_gives_the_tags_where_not(page)
 @pytest.mark.parametrize(
     ("new", "parts", "sentence"),
     [
-        ("", [("ink", 1), ("fog", 1)], "needs a name"),
+        ("", [("ink", 1), ("fog", 1)], "name is needed"),
         ("mist", [], "at least two"),
         ("mist", [("ink", 1), ("fog", None)], "fog needs a weight"),
         ("mist", [("ink", 1), ("fgo", 1)], "Did you mean fog"),
@@ -365,7 +365,7 @@ def test_the_training_form_is_filled_with_the_files_options(page):
     values = page.train.form.values(shown)
     config = read(TrainingConfig, values)
     assert (config.name, config.dataset, config.max_steps, config.layer_structure) == ("ink", "pictures of ink", 600, (1, 0.5, 1))
-    assert config.per_layer is False and "Continue its training" in said and not taken["visible"]
+    assert config.per_layer is False and "Continue training" in said and not taken["visible"]
 
 
 def test_what_cannot_go_on_leaves_the_form_as_it_is(page):

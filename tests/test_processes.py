@@ -158,7 +158,7 @@ def test_the_command_line_trains_in_two_processes_and_speaks_once(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(values))
     done = launch(["-m", "hypernetworks", "train", "--home", tmp_path / "home", tmp_path / "run.json"])
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("Finished after 1 steps") == 1
+    assert done.stdout.count("Finished at step 1") == 1
     assert files.load(tmp_path / "home" / "networks" / "plain.safetensors").step == 1
 
 

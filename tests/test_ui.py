@@ -466,7 +466,7 @@ def test_edited_captions_are_saved_before_training(page, pictures):
     ("values", "sentence"),
     [
         ({"name": "birds"}, "Choose the pictures first"),
-        ({"dataset": "x"}, "needs a name"),
+        ({"dataset": "x"}, "name is needed"),
         ({"dataset": "x", "name": "a/b"}, "cannot be used"),
         ({"dataset": "x", "name": "birds", "max_steps": 0}, "Steps (max_steps) cannot be 0"),
         ({"dataset": "x", "name": "birds", "layer_structure": "1, two, 1"}, "Layer structure"),
@@ -674,7 +674,7 @@ def test_the_chart_is_an_svg_with_all_three_lines_and_labels():
         "hypernetworks-loss": 30, "hypernetworks-mean": 30, "hypernetworks-validation": 2,
     }  # fmt: skip
     words = "".join(svg.itertext())
-    assert "step" in words and "loss" in words and "Held-out pictures" in words
+    assert "step" in words and "loss" in words and "Validation loss" in words
     last_x = float(lines["hypernetworks-loss"][-1].split(",")[0])
     middle = progress.LEFT + (progress.WIDTH - progress.LEFT - progress.RIGHT) / 2
     assert last_x == pytest.approx(middle, abs=0.1)  # step 30 of 60

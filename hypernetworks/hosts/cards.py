@@ -10,7 +10,7 @@ from modules import shared, ui_extra_networks
 
 from ..catalog import Catalog
 from ..errors import HypernetworkError
-from ..files import FileFacts
+from ..library import Facts, facts_of
 
 
 class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):
@@ -38,7 +38,7 @@ class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):
         except HypernetworkError:
             return None
         stem = str(path.with_suffix(""))
-        facts = self._facts(name, path)
+        facts = _facts(path)
         return {
             "name": name,
             "filename": str(path),
@@ -56,23 +56,24 @@ class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):
         """Where pictures may be fetched from."""
         return [str(self.catalog.folder)]
 
-    def _facts(self, name: str, path: Path) -> FileFacts | None:
-        """From the header alone; a `.pt` would have to be loaded for it, and a list of them takes too long."""
-        if path.suffix.lower() != ".safetensors":
-            return None
-        try:
-            return self.catalog.describe(name)
-        except HypernetworkError:
-            return None
+
+def _facts(path: Path) -> Facts | None:
+    """From the header alone; a `.pt` would have to be loaded for it, and a list of them takes too long."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        return facts_of(path)
+    except HypernetworkError:
+        return None
 
 
-def _preview_in(facts: FileFacts | None) -> str | None:
+def _preview_in(facts: Facts | None) -> str | None:
     """The picture in the header as an address of its own."""
     text = facts.metadata.get("preview", "") if facts is not None and facts.preview else ""
     return f"data:image/jpeg;base64,{text}" if text else None
 
 
-def _shown(facts: FileFacts | None) -> dict[str, str] | None:
+def _shown(facts: Facts | None) -> dict[str, str] | None:
     if facts is None:
         return None
     return {"steps": str(facts.step), **{name: text for name, text in facts.metadata.items() if name != "preview"}}

@@ -114,7 +114,7 @@ class Generation:
         self._on: Applied | None = None
 
     def begin(self, p: Any, panel: Panel) -> None:
-        """A job starts: from `Script.process`. What an exception left of the one before goes."""
+        """A job starts: from `Script.setup`. What an exception left of the one before goes."""
         self.end()
         p.hypernetworks_panel = panel
         try:

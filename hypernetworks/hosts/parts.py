@@ -1,10 +1,8 @@
 """What the extension puts into a web UI's own lists: the extra network, cards, axes of the XYZ plot, settings, routes. All of it can go again."""
 from __future__ import annotations
 
-import base64
 import importlib.util
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -12,6 +10,7 @@ from modules import errors, extra_networks, scripts, shared, ui_extra_networks
 
 from .. import xyz
 from ..catalog import Catalog
+from ..rest import basic_auth
 from .cards import HypernetworkCards
 from .generation import Generation
 
@@ -126,29 +125,19 @@ def guard(app: Any) -> Any:
     As modules/api/api.py:278 and gradio/routes.py, get_current_user; both are closures there and cannot be called.
     """
     accounts = dict(entry.split(":", 1) for entry in (getattr(shared.cmd_opts, "api_auth", None) or "").split(",") if ":" in entry)
+    return basic_auth(accounts) if accounts else _session_guard(app)
 
+
+def _session_guard(app: Any) -> Any:
     def check(request: Request) -> None:
-        if accounts:
-            if not _has_password(request.headers.get("authorization", ""), accounts):
-                raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
-        elif getattr(app, "auth", None) is not None:
-            names = ["access-token", "access-token-unsecure"]
-            names += [f"{name}-{app.cookie_id}" for name in names if getattr(app, "cookie_id", None)]
-            if not any(request.cookies.get(name) in app.tokens for name in names):
-                raise HTTPException(401, "Not authenticated")
+        if getattr(app, "auth", None) is None:
+            return
+        names = ["access-token", "access-token-unsecure"]
+        names += [f"{name}-{app.cookie_id}" for name in names if getattr(app, "cookie_id", None)]
+        if not any(request.cookies.get(name) in app.tokens for name in names):
+            raise HTTPException(401, "Not authenticated")
 
     return check
-
-
-def _has_password(header: str, accounts: Mapping[str, str]) -> bool:
-    """Whether a header of HTTP's basic authentication holds one of the accounts; takes as long for a wrong password as for a right one."""
-    scheme, _, text = header.partition(" ")
-    try:
-        name, colon, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
-    except ValueError:  # no base64, no UTF-8, or letters that are in neither
-        return False
-    expected = accounts.get(name, secrets.token_hex(16))
-    return scheme.lower() == "basic" and bool(colon) and secrets.compare_digest(password.encode(), expected.encode())
 
 
 def is_forge() -> bool:

@@ -61,7 +61,7 @@ def comparison(first: Seen, second: Seen) -> str:
 
 
 def chart(first: Seen, second: Seen) -> str:
-    """The running means of both losses, and both held-out losses dashed, over the same steps."""
+    """The running means of both losses, and both validation losses dashed, over the same steps."""
     curves = [(kind, running_mean(run.losses), run.validation_losses) for kind, run in zip(KINDS, (first, second), strict=True)]
     points = [point for _, losses, validation in curves for point in (*losses, *validation)]
     if not points:
@@ -75,7 +75,7 @@ def chart(first: Seen, second: Seen) -> str:
     legend = "".join(f'<span class="hypernetworks-{kind}">{escape(run.name)}</span>' for kind, run in zip(KINDS, (first, second), strict=True))
     return (
         f'<figure class="hypernetworks-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Losses of both runs">'
-        f"{axes(last, low, high)}{lines}</svg><figcaption>{legend}<small>running mean of the loss; dashed: held-out pictures</small></figcaption></figure>"
+        f"{axes(last, low, high)}{lines}</svg><figcaption>{legend}<small>running mean of the loss; dashed: validation loss</small></figcaption></figure>"
     )
 
 
@@ -93,7 +93,7 @@ def _about(run: Seen) -> str:
     if isinstance(seconds := run.result.get("seconds"), (int, float)):
         words.append(duration(seconds))
     if best is not None:
-        words.append(f"lowest held-out loss {best:.4f}")
+        words.append(f"lowest validation loss {best:.4f}")
     return " · ".join(words + [f"previews of step {run.preview_step:,}"] * bool(run.previews))
 
 

@@ -31,7 +31,7 @@ ASK_TO_DELETE = (
 class LibraryTab:
     """Build it within a page. The page's script presses "Refresh list" when the tab comes into sight, and opens the row that is clicked.
 
-    "Resume training" is the script's too: it shows the training tab of the page and has it fill its form (`TrainTab.resume`). `changed` gets
+    "Continue training" is the script's too: it shows the training tab of the page and has it fill its form (`TrainTab.resume`). `changed` gets
     another value after every change of the folder, so that a page can refresh its lists of networks.
     """
 
@@ -73,7 +73,7 @@ class LibraryTab:
         with gr.Column(visible=False, elem_id="hypernetworks_library_panel") as self.panel:
             with gr.Row():
                 about = {"size": "sm", "min_width": 100}
-                self.resume_button = gr.Button("Resume training", variant="primary", elem_id="hypernetworks_library_resume", **about)
+                self.resume_button = gr.Button("Continue training", variant="primary", elem_id="hypernetworks_library_resume", **about)
                 self.convert_button = gr.Button("Convert", elem_id="hypernetworks_library_convert", **about)
                 self.add_button = gr.Button("Add to a merge", elem_id="hypernetworks_library_add", **about)
                 self.delete_button = gr.Button("Delete", variant="stop", elem_id="hypernetworks_library_delete", **about)

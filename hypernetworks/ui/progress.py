@@ -98,7 +98,7 @@ def chart(losses: Points, validation: Points, steps: int = 0) -> str:
         return placed(points, last, low, high)
 
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in place(validation)) if len(validation) <= 40 else ""
-    entries = [("loss", "Loss at each step"), ("mean", "Running mean"), *([("validation", "Held-out pictures")] if validation else [])]
+    entries = [("loss", "Loss at each step"), ("mean", "Running mean"), *([("validation", "Validation loss")] if validation else [])]
     legend = "".join(f'<span class="hypernetworks-{kind}">{label}</span>' for kind, label in entries)
     return (
         f'<figure class="hypernetworks-chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss over the training steps">'

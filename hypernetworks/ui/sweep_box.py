@@ -35,7 +35,7 @@ class SweepBox:
         if there := [run.name for run in made.runs if taken(run)]:
             raise NameTaken(f"There is a hypernetwork or a run named {there[0]} already: give the sweep another name (step 2).")
         self.jobs.add_sweep(made, made.runs)
-        return note(f"{plural(len(made.runs), 'run')} of the sweep {made.name} are in the queue.", "good")
+        return note(f"{plural(len(made.runs), 'run')} of the sweep {made.name} {'is' if len(made.runs) == 1 else 'are'} in the queue.", "good")
 
     def now(self) -> str:
         """The table of the newest sweep; nothing before the first."""

@@ -70,7 +70,7 @@ class TrainTab:
         gr.HTML("<h3>3 · Train</h3>")
         self.note = gr.HTML(elem_id="hypernetworks_note", elem_classes=["hypernetworks-notes"])
         with gr.Row(visible=False, elem_id="hypernetworks_taken") as self.taken:
-            self.continue_button = gr.Button("Continue its training", min_width=120, elem_id="hypernetworks_continue")
+            self.continue_button = gr.Button("Continue training", min_width=120, elem_id="hypernetworks_continue")
             self.replace_button = gr.Button("Replace it", variant="stop", min_width=120, elem_id="hypernetworks_replace")
             self.keep_button = gr.Button("Neither", min_width=120, elem_id="hypernetworks_keep")
         with gr.Row():
