@@ -279,6 +279,7 @@ def _structure(text: str) -> ResidualStructure:
         raise ValueError("its structure")
     kinds = {field.name: type(field.default) for field in fields(ResidualStructure)}
     for name, value in values.items():
-        if not isinstance(value, list if kinds.get(name) is tuple else kinds.get(name, ())):
+        wanted = list if kinds.get(name) is tuple else kinds.get(name)
+        if wanted is None or not isinstance(value, wanted):
             raise ValueError(f"{name} in its structure")
     return ResidualStructure(**values)

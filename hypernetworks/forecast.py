@@ -88,7 +88,7 @@ def foresee(trainee: Trainee, batches: Batches, objective: Objective) -> Forecas
 
 
 def model_bytes(host: Host) -> int:
-    """Of the UNet's weights."""
+    """Bytes of the UNet's weights and buffers."""
     return sum(tensor.nbytes for tensor in (*host.unet.parameters(), *host.unet.buffers()))
 
 
@@ -141,7 +141,7 @@ class _Watch(TorchDispatchMode):
 
     @property
     def held(self) -> int:
-        """Now."""
+        """Bytes that are held now."""
         self._known = {storage: size for storage, size in self._known.items() if not storage.expired()}
         return sum(self._known.values())
 

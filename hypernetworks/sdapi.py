@@ -65,7 +65,8 @@ def target_layers(sizes: Collection[int | str]) -> tuple[str, ...]:
         raise ConfigError("enable_sizes is a list of widths, such as 768 and 320.") from None
     if not widths:
         raise ConfigError("enable_sizes names no width; 768 is that of Stable Diffusion 1's prompts.")
-    return ("attn1",) * bool(widths - CONTEXT_WIDTHS) + ("attn2",) * bool(widths & CONTEXT_WIDTHS)
+    served = {"attn1": widths - CONTEXT_WIDTHS, "attn2": widths & CONTEXT_WIDTHS}
+    return tuple(attention for attention, found in served.items() if found)
 
 
 def training(arguments: Mapping[str, Any]) -> dict[str, Any]:

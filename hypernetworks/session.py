@@ -213,8 +213,8 @@ class Session:
             if _is_placed(network, host) and not flattens:
                 return network.eval()
             placed = self._placed.get(network)
-            otherwise = placed is not None and (placed.structure == network.structure) is flattens  # the setting has changed since
-            if placed is None or otherwise or not _is_placed(placed, host):
+            in_fewer_layers = placed is not None and placed.structure != network.structure
+            if placed is None or in_fewer_layers != flattens or not _is_placed(placed, host):  # or the setting has changed since
                 copied = copy.deepcopy(network).to(host.device)
                 placed = self._placed[network] = (flattened(copied) if flattens else copied).to(host.dtype).eval()
             return placed

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from tiny_models import FAMILIES, change_json, make_pipeline
 
+from hypernetworks.embedded import MODEL
 from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
 from hypernetworks.host import Conditioning, Folders, GenerationRequest, PictureSize, Row
-from hypernetworks.hosts.diffusers import EMBEDDED_MODEL, DiffusersHost
+from hypernetworks.hosts.diffusers import DiffusersHost
 
 STAR = GenerationRequest("a large red star on a blue background", "a circle", steps=3, cfg_scale=3.0, width=64, height=64, seed=7)
 
@@ -97,7 +98,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(models, family):
 
 
 def test_pictures_of_the_embedded_model_are_those_of_the_pipeline_also_without_guidance(embedded):
-    pipeline = load_pipeline(EMBEDDED_MODEL)
+    pipeline = load_pipeline(MODEL)
     for scale in (1.0, 5.0):
         request = GenerationRequest(STAR.prompt, steps=3, cfg_scale=scale, width=64, height=128, seed=5)
         expected = pipeline(
@@ -183,7 +184,7 @@ def test_a_size_or_number_of_steps_that_cannot_be_is_refused_with_a_sentence(emb
 def test_latents_are_the_autoencoders_distribution_in_the_unets_scale(embedded):
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mean, logvar = embedded.encode_pictures(pixels)
-    vae = load_pipeline(EMBEDDED_MODEL).vae
+    vae = load_pipeline(MODEL).vae
     with torch.no_grad():
         expected = vae.encode(pixels).latent_dist
     scale = vae.config.scaling_factor

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from hypernetworks.embedded import MODEL
 from hypernetworks.hosts import vocabulary
-from hypernetworks.hosts.diffusers import EMBEDDED_MODEL
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 
@@ -27,7 +27,7 @@ def make_pipeline(family, tokens=662, context=None, text_widths=(64, 128), poole
         scheduler=diffusers.DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
             prediction_type="v_prediction" if family == "sd2" else "epsilon"),
-        tokenizer=CLIPTokenizer.from_pretrained(str(EMBEDDED_MODEL / "tokenizer")),
+        tokenizer=CLIPTokenizer.from_pretrained(str(MODEL / "tokenizer")),
         unet=make_unet(family, context, **unet_changes),
         text_encoder=CLIPTextModel(text_config(text_widths[0] if sdxl else context, tokens, "gelu" if family == "sd2" else "quick_gelu")),
     )

@@ -21,11 +21,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
+from ..embedded import MODEL
 from ..errors import ConfigError, HostBusy, HypernetworkError, ModelUnfit
 from ..host import Conditioning, Folders, GenerationRequest, ModelFacts, PictureSize, Row, StepCallback
 from . import model_folder, samplers, single_file
-
-EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 
 
 @dataclass
@@ -67,7 +66,7 @@ class DiffusersHost:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.path = EMBEDDED_MODEL if model is None else Path(model)
+        self.path = MODEL if model is None else Path(model)
         self.folders = folders or Folders.below(Path.home() / "hypernetworks")
         self.device = torch.device(device or _best_device())
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
@@ -128,7 +127,7 @@ class DiffusersHost:
         self._encoders = self._encoders_of(pipeline)
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         facts = ModelFacts(
-            name="embedded" if self.path == EMBEDDED_MODEL else self.path.stem if self._single_file else self.path.resolve().name,
+            name="embedded" if self.path == MODEL else self.path.stem if self._single_file else self.path.resolve().name,
             hash="",
             family=self._family(unet.config.cross_attention_dim),
             prediction_type=scheduler.config.prediction_type,

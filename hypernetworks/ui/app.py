@@ -61,7 +61,7 @@ def build(host: Host, jobs: Jobs) -> gr.Blocks:
     return demo
 
 
-def launch(host: Host, port: int = 7861, share: bool = False, open_browser: bool = True) -> None:
+def launch(host: Host, port: int = 7861, open_browser: bool = True) -> None:
     """Answers at http://127.0.0.1:<port> until interrupted; a run that is going on then is stopped and saved.
 
     Raises `HypernetworkError` for a port in use, and what the host raises for its model.
@@ -73,7 +73,7 @@ def launch(host: Host, port: int = 7861, share: bool = False, open_browser: bool
     jobs = Jobs(host)
     demo = build(host, jobs)
     folders = [str(folder) for folder in (host.folders.networks, host.folders.data)]
-    address = compatibility.serve(demo, _style(), _script(), server_port=port, share=share, allowed_paths=folders)
+    address = compatibility.serve(demo, _style(), _script(), server_port=port, allowed_paths=folders)
     print(f"Ready: open {address} in a browser. Ctrl+C ends the app.", flush=True)
     if open_browser:
         webbrowser.open(address)
