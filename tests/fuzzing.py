@@ -15,6 +15,7 @@ from hypernetworks.errors import HypernetworkError
 
 SECONDS = 2.0  # of computing, for one case
 NOISE = 16 << 20  # bytes that come and go with the interpreter and its allocators, whatever is read
+LONGEST_FILE, LONGEST_TEXT = 50_000, 2_000  # bytes and characters of what is learned
 RUNS = {
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "os.startfile", "subprocess.Popen", "socket.connect",
     "ctypes.dlopen", "pickle.find_class", "webbrowser.open",
@@ -186,11 +187,42 @@ def _hook(event, arguments):
 sys.addaudithook(_hook)  # for good, as all of them are
 
 
+class Ways:
+    """Which ways through the files below a folder were gone: pairs of lines, one after the other. Of a case only the beginning is looked at, so
+    that a long one is not held up."""
+
+    STEPS = 2_000
+
+    def __init__(self, folder):
+        self.folder, self.seen, self.new = os.fspath(folder), set(), False
+
+    def __enter__(self):
+        self.new, self.before, self.left = False, None, self.STEPS
+        sys.settrace(self._call)
+
+    def __exit__(self, *error):
+        sys.settrace(None)
+
+    def _call(self, frame, event, argument):
+        return self._step if frame.f_code.co_filename.startswith(self.folder) else None
+
+    def _step(self, frame, event, argument):
+        here = (frame.f_code.co_filename, frame.f_lineno)
+        if (way := (self.before, here)) not in self.seen:
+            self.seen.add(way)
+            self.new = True
+        self.before, self.left = here, self.left - 1
+        if not self.left:
+            sys.settrace(None)
+        return self._step
+
+
 class Fuzz:
     """Runs cases, counts them, and keeps those that did what none may."""
 
-    def __init__(self, counts, folder):
-        self.counts, self.watch, self.escaped = counts, Watch(folder), []
+    def __init__(self, counts, folder, code=Path(hypernetworks.__file__).parent):
+        """`code`: the folder of what is tried."""
+        self.counts, self.watch, self.ways, self.escaped = counts, Watch(folder), Ways(code), []
 
     def case(self, what, call, *arguments, size=None, refusals=(HypernetworkError,)):
         """One call, which may give something or raise a refusal, within its time; where `size` is that of the file it reads, within twice that of memory.
@@ -198,7 +230,7 @@ class Fuzz:
         self.counts.fuzzed += 1
         before = memory_mark() if size is not None else None
         began, found, problem = time.process_time(), None, ""
-        with self.watch as watch:
+        with self.watch as watch, self.ways:
             try:
                 found = call(*arguments)
             except refusals:
@@ -211,6 +243,11 @@ class Fuzz:
             problem = problem or f"took {grown / 2**20:.0f} MB of memory for {size / 2**20:.1f}"
         self.check(what, not (problem or watch.seen), problem or list(watch.seen))
         return found
+
+    def learn(self, seeds, seed):
+        """What went a way that no case before it did is a seed of those that follow, unless it is long and would hold them up."""
+        if self.ways.new and len(seed) <= (LONGEST_TEXT if isinstance(seed, str) else LONGEST_FILE):
+            seeds.append(seed)
 
     def check(self, what, holds, problem="is not what is documented"):
         """What else is to hold of the case."""

@@ -78,7 +78,7 @@ def test_safetensors_files(fuzz, tmp_path):
     made = tmp_path / "made.safetensors"
     save_generator(generator(diffusers_unet(), embedding_dim=8, hidden_dim=8, rank=1, basis_size=2, auxiliary=(4, 3), tasks=("a", "b")), made)
     seeds = [*((GOLDEN / f"own_by_{kind}.safetensors").read_bytes() for kind in ("width", "layer")), made.read_bytes()]
-    mutator, path = Mutator(1), tmp_path / "a.safetensors"
+    learned, mutator, path = list(seeds), Mutator(1), tmp_path / "a.safetensors"
     readers = (load, describe, load_generator, describe_generator, is_generator, read_metadata, facts_of)
 
     def read(reader):
@@ -95,10 +95,11 @@ def test_safetensors_files(fuzz, tmp_path):
             except FileRefused:
                 pass
     for number in range(CASES):
-        data = mutator.data(seeds, WORDS) if number % 2 else changed_header(mutator, mutator.random.choice(seeds))
+        data = mutator.data(learned, WORDS) if number % 2 else changed_header(mutator, mutator.random.choice(seeds))
         path.write_bytes(data)
         reader = readers[number // 2 % len(readers)]
         fuzz.case(("safetensors", number, reader.__name__), read, reader, size=len(data))
+        fuzz.learn(learned, data)
 
 
 OPCODES = [
@@ -139,6 +140,7 @@ def test_pt_files(fuzz, tmp_path, monkeypatch):
             data = changed_contents(mutator, mutator.random.choice(contents), bool(number % 2))
         path.write_bytes(data)
         fuzz.case(("pt", number), readers[number % 4], size=len(data))
+        fuzz.learn(seeds, data)
     assert not list(tmp_path.rglob("hacked*"))
 
 
@@ -151,13 +153,14 @@ def test_run_folders(fuzz, tmp_path):
     run.save_state({"step": 29, "structure": {"widths": {}}, "weights": {"a": weight}, "optimizer": {"state": {0: {"exp_avg": weight}}, "param_groups": []}})
     seeds = {path: path.read_bytes() for path in (run.state_path, run.path / "config.json", run.path / "loss.csv")}
     readers = {"state.pt": run.load_state, "config.json": run.about, "loss.csv": run.rows}
-    mutator = Mutator(3)
+    learned, mutator = {path: [data] for path, data in seeds.items()}, Mutator(3)
     warmed_up(lambda read: read(), readers.values())
     for number in range(CASES):
         path = list(seeds)[number % 3]
-        data = mutator.data([seeds[path]], OPCODES if path.name == "state.pt" else WORDS)
+        data = mutator.data(learned[path], OPCODES if path.name == "state.pt" else WORDS)
         path.write_bytes(data)
         found = fuzz.case((path.name, number), readers[path.name], size=len(data))
+        fuzz.learn(learned[path], data)
         if path.name == "state.pt" and found is not None:
             fuzz.check((path.name, number), type(found["step"]) is int and {"weights", "optimizer", "structure"} <= found.keys())
         elif path.name == "loss.csv" and found is not None:
@@ -174,11 +177,12 @@ TAGS = [
 
 
 def test_tags(fuzz, tmp_path):
-    mutator, words = Mutator(4), ("<hypernet:", ">", ":", "=", "k=", "text=", "ref=", "uncond=", "nan", "inf", "1e999", "１", "%00", "%zz")
+    seeds, mutator, words = list(TAGS), Mutator(4), ("<hypernet:", ">", ":", "=", "k=", "text=", "ref=", "uncond=", "nan", "inf", "1e999", "１", "%00", "%zz")
     for number in range(CASES):
-        text = mutator.text(TAGS, words)
+        text = mutator.text(seeds, words)
         problems = []
         found = fuzz.case(("tag", number, text[:200]), extract, text, problems if number % 2 else None)
+        fuzz.learn(seeds, text)
         for active in found[1] if found else ():
             written = fuzz.case(("written tag", number), tag, active)
             fuzz.check(("tag", number, text[:200], written), written is None or extract(written) == ("", [active]))
@@ -194,11 +198,13 @@ def test_captions(fuzz, tmp_path):
             data = mutator.data(encoded, [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n" * 50])
             path.write_bytes(data)
             found = fuzz.case(("caption file", number), find_caption, Path("a.png"), path, size=len(data))
+            fuzz.learn(encoded, data)
             fuzz.check(("caption file", number), found and (found.caption is None or found.caption == " ".join(found.caption.split())))
             fuzz.case(("bytes", number), decode_text, data)
         elif number % 3 == 1:
             name = mutator.text(seeds)
             found = fuzz.case(("file name", number, name[:200]), caption_from_name, name)
+            fuzz.learn(seeds, name)
             fuzz.check(("file name", number, name[:200]), found is None or bool(found.strip()))
         else:
             about = dict(shuffle_tags=True, tag_dropout=mutator.random.random(), caption_dropout=0.1, keep_tags=mutator.random.choice((0, 1, 10**6)))
@@ -247,6 +253,8 @@ def test_configurations(fuzz, tmp_path):
         text = mutator.text(seeds, words) if path.suffix == ".toml" else json.dumps(mutator.changed(values, known))
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         config = fuzz.case(("configuration", number), read_file, path)
+        if path.suffix == ".toml":
+            fuzz.learn(seeds, text)
         if config is not None:
             fuzz.check(("configuration", number), read(TrainingConfig, plain(config)) == config)
 
@@ -277,6 +285,27 @@ def test_names(fuzz, tmp_path):
 
 
 # --- the watch itself ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_a_new_way_is_built_upon(tmp_path):
+    """Three characters in a row are found one by one, and never at once."""
+
+    def tried(guided):
+        fuzz, seeds, mutator = Fuzz(SimpleNamespace(fuzzed=0, escaped=0), tmp_path, Path(__file__)), ["a"], Mutator(9)
+        for _ in range(CASES):
+            text = mutator.text(seeds)
+            fuzz.case("password", password, text)
+            if guided:
+                fuzz.learn(seeds, text)
+        return fuzz.escaped
+
+    def password(text):
+        if text[:1] == "q":
+            if text[1:2] == "r":
+                if text[2:3] == "s":
+                    raise ValueError("It was found.")
+
+    assert tried(guided=True) and not tried(guided=False)
 
 
 def test_what_is_watched_for_would_be_seen(tmp_path, fault_counts):
