@@ -99,6 +99,9 @@ class Run:
 
     def begin(self, resume: bool, pictures: Mapping[str, Any] | None = None) -> None:
         """Network and optimizer, at the run's start or where it was left. `pictures` is the manifest of those that it learns from."""
+        if self.main:
+            self.folder.put_back()  # a run that was to replace this one may have been killed
+        self.accelerator.wait_for_everyone()
         given = self.trainee.network is not None
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
         if self.main:
@@ -121,10 +124,8 @@ class Run:
         self.best.begin(self.step, state.get("best") if state is not None else None)
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
-            if state is None and there and not resume:
-                self.saving.state(0, self._about())  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
-            elif state is None:
-                self.folder.forget_state()
+            if not resume and (there or self.folder.has_state):
+                self.folder.set_aside()
             began_from = "a network that it was given" if given else f"the file {self.trainee.target.name}" if resume and state is None and there else ""
             self.saving.note_what_was_asked(self.step, pictures or {}, began_from, self.accelerator.num_processes)
 

@@ -207,18 +207,6 @@ def test_resuming_without_a_run_goes_on_from_the_file(host):
     assert equal(weights(second.hypernetwork), weights(first.hypernetwork))
 
 
-def test_a_run_that_replaces_a_file_and_is_killed_before_its_first_checkpoint_is_resumed_as_itself(host):
-    events(trainer(max_steps=1, seed=3), host)
-    for event in trainer(max_steps=2).run(host=host, overwrite=True):
-        if event.kind == "step":
-            break  # as if killed
-    resumed = trainer(max_steps=2)
-    events(resumed, host, resume=True)
-    whole = trainer(max_steps=2, name="whole")
-    events(whole, host)
-    assert equal(weights(resumed.hypernetwork), weights(whole.hypernetwork))
-
-
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step_and_leaves_all_as_it_was(host, monkeypatch):
     path = events(trainer(max_steps=1), host)[-1].path
     kept = {file: file.read_bytes() for file in path.parent.parent.rglob("*") if file.is_file()}
