@@ -131,15 +131,16 @@ class Room:
     def _sentence(self, samples: int, place: str) -> str:
         parts = f"each batch of {samples} goes through the model in parts of {self.samples}" if self.samples < samples else ""
         checkpointing = "gradient checkpointing is on" if self.checkpointing else ""
-        return f"{_full(self.device)} {place}; from here {' and '.join(filter(None, (parts, checkpointing)))}. The result is the same, each step takes longer."
+        return f"{full(self.device)} {place}; from here {' and '.join(filter(None, (parts, checkpointing)))}. The result is the same, each step takes longer."
 
 
 def out_of_memory(device: torch.device, place: str) -> str:
     """What is said where a run ends for want of memory."""
-    return f"{_full(device)} {place}; choose gradient checkpointing, a smaller batch or a lower resolution."
+    return f"{full(device)} {place}; choose gradient checkpointing, a smaller batch or a lower resolution."
 
 
-def _full(device: torch.device) -> str:
+def full(device: torch.device) -> str:
+    """What is said of a device whose memory is full, without a full stop."""
     return f"The {'graphics card' if device.type == 'cuda' else 'machine' if device.type == 'cpu' else 'device'} ran out of memory"
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from .attention import attached
 from .batches import VALIDATION_TIMESTEPS, Batch, Batches
-from .best import Best
+from .best import Best, yardstick
 from .board import Board
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig
 from .errors import TrainingFailed
 from .learner import Learner
-from .manifest import sha256
+from .manifest import digest, sha256
 from .memory import Room, without_inputs_of_convolutions
 from .objective import Objective
 from .plan import seed_for
@@ -112,22 +112,30 @@ class Run:
         self.saving = Saving(self.trainee, self.learner, self.folder, self.best, self.batches.picture_count, self.date)
         if self.main:
             self.saving.check_space()
+        self.yardstick = yardstick(self.config, self.host.model, digest(pictures or {}))
         if state is not None:
-            self._restore(state)
-            self.step = self.saving.step = state["step"]
-            self.room.restore(state.get("room", self.room.state))
-            self.seconds_before = state.get("seconds", 0.0)
-            if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
-                self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+            self._take_over(state)
         if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
             self.warnings.append("No picture is held out, so there is no best validation: use more pictures, or a larger Held-out share (validation_share).")
-        self.best.begin(self.step, state.get("best") if state is not None else None)
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
             if not resume and (there or self.folder.has_state):
                 self.folder.set_aside()
             began_from = "a network that it was given" if given else f"the file {self.trainee.target.name}" if resume and state is None and there else ""
             self.saving.note_what_was_asked(self.step, pictures or {}, began_from, self.accelerator.num_processes)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """What an earlier part of the run has left. What it knew of its losses counts as long as they can be compared."""
+        self._restore(state)
+        self.step = self.saving.step = state["step"]
+        self.room.restore(state.get("room", self.room.state))
+        self.seconds_before = state.get("seconds", 0.0)
+        if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
+            self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+        comparable = state.get("yardstick", self.yardstick) == self.yardstick
+        self.best.begin(self.step, state.get("best") if comparable else None)
+        if not comparable and (self.config.early_stop or self.config.keep_best):
+            self.warnings.append("The model, the pictures, the seed or the loss are not as they were, so the best validation is looked for anew from here.")
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -170,7 +178,7 @@ class Run:
             yield self._validate()
             self.recovery.measured(self.validation_loss)
         if self._due(self.config.preview_every, at_start=True):
-            yield self._preview()
+            yield from self._preview()
         clock = Clock(self.steps - self.step)
         while self.step < self.steps and self.step != self.orders.last_step and not (self.agreed.ending or self.settled):
             self.step += 1
@@ -194,10 +202,10 @@ class Run:
                     yield self._validate()
                 self.settled = self.step < self.steps and self._reached(self.config.validation_every) and self.best.has_waited(self.step)
                 self._remember()
-                if self._due(self.config.preview_every):
-                    yield self._preview()
                 if self._due(self.config.checkpoint_every) and self.step < self.steps:
-                    yield self._checkpoint()
+                    yield self._checkpoint()  # before the preview, which is the likeliest to fail
+                if self._due(self.config.preview_every):
+                    yield from self._preview()
         yield self._finish()
 
     @property
@@ -334,28 +342,33 @@ class Run:
         self._note(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
 
-    def _preview(self) -> Progress:
-        """Pictures of the preview prompts, each time from the same noise."""
+    def _preview(self) -> Iterator[Progress]:
+        """Pictures of the preview prompts, each time from the same noise; a run without them is better than none."""
+        if self.previews.failed:
+            return
         with self.learner.shown():
-            self.previews.draw(self.step)
+            trouble = self.previews.draw(self.step)
+        if trouble:
+            yield Progress("warning", self.step, self.steps, message=trouble)
+            return
         if self.previews.last:
             self.saving.preview = self.previews.last[0]
         if self.board is not None:
             self.board.previews(self.step, self.previews.last)
-        return Progress("preview", self.step, self.steps, message="\n".join(self.previews.prompts), pictures=self.previews.last)
+        yield Progress("preview", self.step, self.steps, message="\n".join(self.previews.prompts), pictures=self.previews.last)
 
     def _checkpoint(self) -> Progress:
         return Progress("checkpoint", self.step, self.steps, path=self.saving.checkpoint(self.step, self._about()))
 
     def _about(self) -> dict[str, Any]:
         """What the run remembers over a pause, beside its network and optimizer."""
-        return {"recovery": (self.recovery.rate, self.recovery.used), "room": self.room.state, "seconds": self.seconds}
+        return {"recovery": (self.recovery.rate, self.recovery.used), "room": self.room.state, "seconds": self.seconds, "yardstick": self.yardstick}
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
-        kept = self.best.weights is not None and self.best.step != self.step
+        kept = self.best.keep and self.best.weights is not None and self.best.step != self.step
         if self.main:
             written = self.saving.finish(self.step, self._about(), kept)
             self.previews.save_sheet()
