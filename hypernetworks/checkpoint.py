@@ -74,7 +74,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
     def begin(self, about: Mapping[str, Any], from_step: int) -> None:
-        """Makes the folder and notes what was asked. Rows and previews after `from_step`, from a run that went further, are dropped, and so is
+        """Makes the folder and notes what was asked. Rows, checkpoints and previews after `from_step`, from a run that went further, are dropped, and so is
         what a killed process has left half written."""
         for folder in (self.path, self.path / "previews", self.path / "checkpoints"):
             make_folder(folder)
@@ -184,8 +184,11 @@ class RunFolder:
             path.unlink()
 
     def forget_after(self, step: int) -> None:
-        """Drops the rows of later steps: the run has gone back."""
+        """Drops the rows and checkpoints of later steps: the run has gone back."""
         self._write_rows([row for row in self.rows() if row.step <= step])
+        for checkpoint in (self.path / "checkpoints").glob("step-*.safetensors"):
+            if _step(checkpoint) > step:
+                checkpoint.unlink()
 
     def _write_rows(self, rows: list[Row]) -> None:
         text = _lines([COLUMNS, *map(_cells, rows)])

@@ -25,7 +25,7 @@ from .learner import Learner
 from .manifest import digest, sha256
 from .memory import Room, without_inputs_of_convolutions
 from .objective import Objective
-from .plan import seed_for
+from .plan import seed_for, seeded
 from .previews import Previews
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
@@ -89,11 +89,13 @@ class Run:
         self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         samples = max(config.batch_size, VALIDATION_TIMESTEPS)
         self.room = Room(self.host.device, samples, config.gradient_checkpointing, self._checkpoint_activations)
+        self.room_for = (config.batch_size, config.resolution, str(self.host.device))  # elsewhere there may be more of it
         self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
         self.previews = Previews(trainee, batches, folder)
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
         self.settled = False  # validation does not get better any more
+        self.before: Mapping[str, Any] | None = None  # what recovery knew of the part that the run goes on from
         self.warnings: list[str] = []
         self.started, self.seconds_before = time.monotonic(), 0.0
 
@@ -128,12 +130,14 @@ class Run:
         """What an earlier part of the run has left. What it knew of its losses counts as long as they can be compared."""
         self._restore(state)
         self.step = self.saving.step = state["step"]
-        self.room.restore(state.get("room", self.room.state))
+        if state.get("room") and state.get("room_for") == self.room_for:
+            self.warnings.append(self.room.restore(state["room"], self.config.batch_size))
         self.seconds_before = state.get("seconds", 0.0)
         if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
             self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
         comparable = state.get("yardstick", self.yardstick) == self.yardstick
         self.best.begin(self.step, state.get("best") if comparable else None)
+        self.before = state.get("losses") if comparable else None
         if not comparable and (self.config.early_stop or self.config.keep_best):
             self.warnings.append("The model, the pictures, the seed or the loss are not as they were, so the best validation is looked for anew from here.")
 
@@ -173,7 +177,7 @@ class Run:
         self.started = time.monotonic()
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
-        self.recovery.begin(self.step, self.learner.state())
+        self.recovery.begin(self.step, self.learner.state(), self.before)
         if self.config.validation_every and self.step == 0:
             yield self._validate()
             self.recovery.measured(self.validation_loss)
@@ -242,7 +246,7 @@ class Run:
         """Those of the step's batches; gives the loss."""
         self.learner.forget_gradients()
         total, count = torch.zeros((), device=self.host.device), self.config.gradient_accumulation
-        with _seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
+        with seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
             for micro_step in range(count):
                 batch = self.batches.at(self.step, micro_step)
                 for part in self.room.parts(batch):
@@ -301,7 +305,7 @@ class Run:
     def _go_back(self, trouble: str) -> Progress:
         """To the last good weights, at half the rate; to the best ones, and to the end, where that was done as often as is allowed.
 
-        Raises `TrainingFailed` where the run has come to nothing better than what it began with.
+        Raises `TrainingFailed` where the run has come to nothing better than an untrained network.
         """
         failed, snapshot = self.step, self.recovery.back()
         if snapshot is None:
@@ -314,12 +318,12 @@ class Run:
         self.learner.restore(snapshot.state)
         self.step, self.validation_loss = snapshot.step, snapshot.validation_loss
         if self.main:
+            if self.saving.step > self.step:  # or a resumed run would go on from weights that were given up
+                self.saving.state(self.step, self._about())
             self.folder.forget_after(self.step)
         if self.board is not None:
             self.board.close()
             self.board.begin(self.step)
-        if self.saving.step > self.step:  # or a resumed run would go on from weights that were given up
-            self.saving.state(self.step, self._about())
         if self.exhausted:
             then = f"the rate was halved {self.recovery.used} times already, so the run ends with the best weights, those of step {self.step}."
         else:
@@ -362,7 +366,10 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """What the run remembers over a pause, beside its network and optimizer."""
-        return {"recovery": (self.recovery.rate, self.recovery.used), "room": self.room.state, "seconds": self.seconds, "yardstick": self.yardstick}
+        return {
+            "recovery": (self.recovery.rate, self.recovery.used), "losses": self.recovery.memory, "room": self.room.state, "room_for": self.room_for,
+            "seconds": self.seconds, "yardstick": self.yardstick,
+        }  # fmt: skip
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
@@ -388,12 +395,3 @@ class Run:
         early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
         which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
         return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global random state starts from `seed` within (dropout draws from it), and is afterwards what it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-

@@ -65,6 +65,7 @@ def test_once_it_has_saved_a_state_a_replacing_run_is_the_one_that_is_gone_on_wi
     ends_at(5, HypernetworkTrainer.cancel, host)
     folder = RunFolder(host.folders.runs, "quick")
     assert folder.load_state()["step"] == 4 and {row.step for row in folder.rows()} == {1, 2, 3, 4, 5}
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-000004.safetensors"]
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.json", "loss.csv", "manifest.json", "previews", "state.pt"]
 
 
