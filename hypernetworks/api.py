@@ -348,7 +348,7 @@ class Api:
 
         if self._target(name).exists():
             raise NameTaken(f"A hypernetwork named {name!r} exists already; overwrite it, resume its training, or choose another name.")
-        if RunFolder(self.host.folders.runs, name).state_path.exists():
+        if RunFolder(self.host.folders.runs, name).has_state:
             raise NameTaken(f"A run named {name!r} was left before its end; overwrite it, resume it, or choose another name.")
 
     def _target(self, name: str) -> Path:

@@ -1,11 +1,27 @@
 """The best validation of a run: whether the run has stopped improving, and the weights that were measured then."""
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .config import TrainingConfig, options
+from .host import ModelFacts
 from .recovery import copied
+
+JUDGES = (  # options beside those of the group Loss
+    "seed", "validation_share", "resolution", "bucket_step", "caption_template", "shared_caption", "masks", "invert_masks", "unmasked_weight",
+    "masked_prior_weight", "normalize_masks", "residual_penalty", "weight_penalty",
+)  # fmt: skip
+
+
+def yardstick(config: TrainingConfig, model: ModelFacts, pictures: str) -> str:
+    """32 digits that two runs have in common only if their losses can be compared: of the options that decide over them, the model, and the
+    digest of the `pictures`."""
+    names = [name for name, about in options(TrainingConfig).items() if about.group == "Loss" or name in JUDGES]
+    facts = [(name, getattr(config, name)) for name in names], sorted((vars(model) | {"name": ""}).items()), pictures  # a file may be renamed
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class Best:
@@ -20,10 +36,14 @@ class Best:
         self.raw: Mapping[str, Any] | None = None  # where that was an average: what it was the average of
 
     def begin(self, step: int, state: Mapping[str, Any] | None) -> None:
-        """The run starts, or goes on, at a step; `state` is what an earlier part of it knew."""
+        """The run starts, or goes on, at a step; `state` is what an earlier part of it knew. Where weights are remembered now and were not then, a
+        loss without its weights is of no use."""
         self.step = step
-        if state is not None:
-            self.step, self.loss, self.weights, self.raw = (state[name] for name in ("step", "loss", "weights", "raw"))
+        if state is None or (self.keep and state["weights"] is None):
+            return
+        self.step, self.loss = state["step"], state["loss"]
+        if self.keep:
+            self.weights, self.raw = state["weights"], state["raw"]
 
     def state(self) -> dict[str, Any]:
         """What `begin` takes."""

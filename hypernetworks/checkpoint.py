@@ -8,12 +8,15 @@
     checkpoints/step-000200.safetensors    the network as it was, a file like any other
     result.json                     how the run ended, how long it took, and hashes of the safetensors that it wrote
     state.pt                        the last checkpoint's weights, optimizer and step: a run goes on from here
+    replaced/                       all that, of the run that this one is to replace, until it has saved a state of its own
 """
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +27,12 @@ import torch
 from .bounded_json import json_value
 from .errors import FileRefused
 from .legacy import asked_for
-from .writing import append, clear_temporaries, make_folder, sync, write_atomically
+from .writing import append, clear_temporaries, make_folder, saying_why, sync, write_atomically
 
 LARGEST_JSON = 16 << 20  # bytes; a manifest has 200 for each picture
 MOST_PARTS = 400_000  # of it
 LONGEST_ROW = 200  # bytes
+PARTS = ("config.json", "manifest.json", "loss.csv", "previews", "sheet.png", "checkpoints", "tensorboard", "result.json", "state.pt")
 COLUMNS = ("step", "loss", "validation_loss", "rate")
 
 
@@ -49,11 +53,17 @@ class RunFolder:
 
     def __init__(self, runs: Path, name: str) -> None:
         self.path = runs / name
+        self._aside, self._moving = self.path / "replaced", self.path / "replaced.part"  # the latter while parts are moved there or back
 
     @property
     def state_path(self) -> Path:
         """What a run goes on from."""
         return self.path / "state.pt"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is one, be it set aside by a run that was killed."""
+        return any((folder / self.state_path.name).exists() for folder in (self.path, self._aside, self._moving))
 
     def preview_path(self, step: int, number: int) -> Path:
         """Where a preview of a step stands."""
@@ -64,7 +74,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
     def begin(self, about: Mapping[str, Any], from_step: int) -> None:
-        """Makes the folder and notes what was asked. Rows and previews after `from_step`, from a run that went further, are dropped, and so is
+        """Makes the folder and notes what was asked. Rows, checkpoints and previews after `from_step`, from a run that went further, are dropped, and so is
         what a killed process has left half written."""
         for folder in (self.path, self.path / "previews", self.path / "checkpoints"):
             make_folder(folder)
@@ -76,6 +86,27 @@ class RunFolder:
                 picture.unlink()
         for path in (self.path / "result.json", self.sheet_path):
             path.unlink(missing_ok=True)
+
+    def set_aside(self) -> None:
+        """Makes room for a run that is to replace what there is; that can be put back until the new one has saved a state."""
+        with saying_why(self._aside):
+            _move_parts(self.path, self._moving)
+            os.replace(self._moving, self._aside)
+
+    def put_back(self) -> None:
+        """What was set aside is here again, unless the run that was to replace it has saved a state. It may be killed at any moment and begin anew."""
+        with saying_why(self._aside):
+            if self._aside.exists() and not self.state_path.exists():
+                for part in PARTS:
+                    _remove(self.path / part)
+                os.replace(self._aside, self._moving)
+            if self._moving.exists():
+                _move_parts(self._moving, self.path)
+        self._forget_aside()
+
+    def _forget_aside(self) -> None:
+        for folder in (self._aside, self._moving):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
@@ -153,8 +184,11 @@ class RunFolder:
             path.unlink()
 
     def forget_after(self, step: int) -> None:
-        """Drops the rows of later steps: the run has gone back."""
+        """Drops the rows and checkpoints of later steps: the run has gone back."""
         self._write_rows([row for row in self.rows() if row.step <= step])
+        for checkpoint in (self.path / "checkpoints").glob("step-*.safetensors"):
+            if _step(checkpoint) > step:
+                checkpoint.unlink()
 
     def _write_rows(self, rows: list[Row]) -> None:
         text = _lines([COLUMNS, *map(_cells, rows)])
@@ -164,9 +198,11 @@ class RunFolder:
         """Replaces the state that a run goes on from, whole or not at all; the loss table up to there is on the disk then, too."""
         sync(self.path / "loss.csv")
         write_atomically(self.state_path, lambda path: torch.save(dict(state), path), bytes_of(state))
+        self._forget_aside()
 
     def forget_state(self) -> None:
         """There is nothing to go on from any more."""
+        self._forget_aside()
         self.state_path.unlink(missing_ok=True)
 
     def load_state(self) -> dict[str, Any] | None:
@@ -188,6 +224,20 @@ class RunFolder:
     def unusable(self, reason: str) -> FileRefused:
         """The error for a state that nothing can go on from."""
         return FileRefused(f"The state of the run {self.path.name!r} cannot be read ({reason}); start the run anew.")
+
+
+def _move_parts(source: Path, target: Path) -> None:
+    make_folder(target)
+    for part in PARTS:
+        if (source / part).exists():
+            os.replace(source / part, target / part)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)
 
 
 def _cells(row: Row) -> list[Any]:

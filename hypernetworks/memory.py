@@ -81,17 +81,19 @@ class Room:
     def __init__(self, device: torch.device, samples: int, checkpointing: bool, checkpoint: Callable[[], None]) -> None:
         """`checkpoint` switches it on."""
         self.device, self.samples, self.checkpointing = device, samples, checkpointing
-        self._checkpoint = checkpoint
+        self._checkpoint, self._wished = checkpoint, (samples, checkpointing)
         self.warnings: list[str] = []  # that nobody was told of yet
 
     @property
-    def state(self) -> tuple[int, bool]:
-        """What a run that goes on begins with."""
-        return self.samples, self.checkpointing
+    def state(self) -> tuple[int, bool] | None:
+        """What a run that goes on begins with, None where the memory was never full."""
+        found = self.samples, self.checkpointing
+        return None if found == self._wished else found
 
-    def restore(self, state: tuple[int, bool]) -> None:
-        """Takes over what an earlier run found out, as long as it is less."""
+    def restore(self, state: tuple[int, bool], samples: int) -> str:
+        """Takes over what an earlier run found out, as long as it is less. Gives a sentence on what that means for batches of so many `samples`."""
         self.samples, self.checkpointing = min(self.samples, state[0]), self.checkpointing or state[1]
+        return f"{full(self.device)} before this run was paused, so {self._means(samples) or self._means(self._wished[0])}."
 
     def parts(self, batch: Batch) -> list[Batch]:
         """The batch in as few parts as there is room for."""
@@ -129,17 +131,22 @@ class Room:
         clear(self.device)
 
     def _sentence(self, samples: int, place: str) -> str:
+        return f"{full(self.device)} {place}; from here {self._means(samples)}. The result is the same, each step takes longer."
+
+    def _means(self, samples: int) -> str:
+        """For batches of so many."""
         parts = f"each batch of {samples} goes through the model in parts of {self.samples}" if self.samples < samples else ""
         checkpointing = "gradient checkpointing is on" if self.checkpointing else ""
-        return f"{_full(self.device)} {place}; from here {' and '.join(filter(None, (parts, checkpointing)))}. The result is the same, each step takes longer."
+        return " and ".join(filter(None, (parts, checkpointing)))
 
 
 def out_of_memory(device: torch.device, place: str) -> str:
     """What is said where a run ends for want of memory."""
-    return f"{_full(device)} {place}; choose gradient checkpointing, a smaller batch or a lower resolution."
+    return f"{full(device)} {place}; choose gradient checkpointing, a smaller batch or a lower resolution."
 
 
-def _full(device: torch.device) -> str:
+def full(device: torch.device) -> str:
+    """What is said of a device whose memory is full, without a full stop."""
     return f"The {'graphics card' if device.type == 'cuda' else 'machine' if device.type == 'cpu' else 'device'} ran out of memory"
 
 

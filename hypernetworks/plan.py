@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -34,6 +35,14 @@ def generator_for(seed: int, step: int, sample: int, purpose: str) -> torch.Gene
 def random_for(seed: int, step: int, sample: int, purpose: str) -> Random:
     """Python's generator, keyed by all four."""
     return Random(seed_for(seed, step, sample, purpose))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global random state starts from `seed` within (dropout draws from it), and is afterwards what it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def timesteps_for(seed: int, step: int, count: int, total: int, shape: Callable[[float], float] | None = None) -> torch.Tensor:

@@ -48,15 +48,26 @@ class Recovery:
         self._lowest, self._means, self._calm = math.inf, 0, True
         self._pending: Snapshot | None = None
 
-    def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """The run starts, or goes on, here. Nothing is copied where there is no way back."""
-        self.good = self.best = Snapshot(step, self._put(state) if self.ways else dict, None)
-        self._first = step
+    def begin(self, step: int, state: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
+        """The run starts, or goes on, here; `before` is the `memory` of the part that it goes on from. Nothing is copied where there is no way back."""
+        good = (before or {}).get("good") or {"step": step, "state": state, "validation_loss": None}
+        self.good = self.best = Snapshot(good["step"], self._put(good["state"]) if self.ways else dict, good["validation_loss"])
+        if before is not None:
+            self._losses.extend(map(tuple, before["losses"]))
+            self._lowest, self._means, self._calm = before["lowest"], before["means"], before["calm"]
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What `begin` takes: how the losses were, and while they climb the last good state too, since the one at hand is none."""
+        good = None
+        if self.ways and not self._calm:
+            good = {"step": self.good.step, "state": self.good.state, "validation_loss": self.good.validation_loss}
+        return {"losses": list(self._losses), "lowest": self._lowest, "means": self._means, "calm": self._calm, "good": good}
 
     @property
     def fruitless(self) -> bool:
-        """Whether nothing better is known than what the run began with."""
-        return self.best.step == self._first
+        """Whether nothing better is known than an untrained network. What a run goes on from is better: it was saved as good."""
+        return self.best.step == 0 or not self.ways
 
     def measured(self, validation_loss: float | None) -> None:
         """How good the run was when it began: what is best has to be better."""

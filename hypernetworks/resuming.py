@@ -37,7 +37,7 @@ def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list
         told.append(f"Not understood, and left as they usually are: {', '.join(unknown)}.")
     if not values["dataset"]:
         told.append("Its pictures are not known here: choose them first (step 1).")
-    if not run.state_path.exists():
+    if not run.has_state:
         told.append("The state of its run is not here, so that its weights are trained on with a new optimizer, and steps count from 0.")
     elif (done := steps_done(facts)) >= values.get("max_steps", TrainingConfig.max_steps):
         values["max_steps"] = 2 * done

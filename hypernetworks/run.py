@@ -15,17 +15,17 @@ from torch import Tensor
 
 from .attention import attached
 from .batches import VALIDATION_TIMESTEPS, Batch, Batches
-from .best import Best
+from .best import Best, yardstick
 from .board import Board
 from .checkpoint import Row, RunFolder
 from .clock import Clock
 from .config import TrainingConfig
 from .errors import TrainingFailed
 from .learner import Learner
-from .manifest import sha256
+from .manifest import digest, sha256
 from .memory import Room, without_inputs_of_convolutions
 from .objective import Objective
-from .plan import seed_for
+from .plan import seed_for, seeded
 from .previews import Previews
 from .processes import make_alike, mean_over_all, told_by_main
 from .recovery import Recovery, finite
@@ -89,16 +89,21 @@ class Run:
         self.best = Best(config.early_stop, config.validation_every, config.keep_best)
         samples = max(config.batch_size, VALIDATION_TIMESTEPS)
         self.room = Room(self.host.device, samples, config.gradient_checkpointing, self._checkpoint_activations)
+        self.room_for = (config.batch_size, config.resolution, str(self.host.device))  # elsewhere there may be more of it
         self.board = Board(folder.path / "tensorboard") if config.tensorboard and self.main else None
         self.previews = Previews(trainee, batches, folder)
         self.validation_loss: float | None = None
         self.exhausted = False  # every way back was taken
         self.settled = False  # validation does not get better any more
+        self.before: Mapping[str, Any] | None = None  # what recovery knew of the part that the run goes on from
         self.warnings: list[str] = []
         self.started, self.seconds_before = time.monotonic(), 0.0
 
     def begin(self, resume: bool, pictures: Mapping[str, Any] | None = None) -> None:
         """Network and optimizer, at the run's start or where it was left. `pictures` is the manifest of those that it learns from."""
+        if self.main:
+            self.folder.put_back()  # a run that was to replace this one may have been killed
+        self.accelerator.wait_for_everyone()
         given = self.trainee.network is not None
         state, there = self.folder.load_state() if resume else None, self.trainee.target.exists()
         if self.main:
@@ -109,24 +114,32 @@ class Run:
         self.saving = Saving(self.trainee, self.learner, self.folder, self.best, self.batches.picture_count, self.date)
         if self.main:
             self.saving.check_space()
+        self.yardstick = yardstick(self.config, self.host.model, digest(pictures or {}))
         if state is not None:
-            self._restore(state)
-            self.step = self.saving.step = state["step"]
-            self.room.restore(state.get("room", self.room.state))
-            self.seconds_before = state.get("seconds", 0.0)
-            if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
-                self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+            self._take_over(state)
         if (self.config.early_stop or self.config.keep_best) and not self.batches.held_out:
             self.warnings.append("No picture is held out, so there is no best validation: use more pictures, or a larger Held-out share (validation_share).")
-        self.best.begin(self.step, state.get("best") if state is not None else None)
         self.accelerator.wait_for_everyone()  # all have read what is about to change
         if self.main:
-            if state is None and there and not resume:
-                self.saving.state(0, self._about())  # or a run that is killed before its first checkpoint would be resumed from the file that it is to replace
-            elif state is None:
-                self.folder.forget_state()
+            if not resume and (there or self.folder.has_state):
+                self.folder.set_aside()
             began_from = "a network that it was given" if given else f"the file {self.trainee.target.name}" if resume and state is None and there else ""
             self.saving.note_what_was_asked(self.step, pictures or {}, began_from, self.accelerator.num_processes)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """What an earlier part of the run has left. What it knew of its losses counts as long as they can be compared."""
+        self._restore(state)
+        self.step = self.saving.step = state["step"]
+        if state.get("room") and state.get("room_for") == self.room_for:
+            self.warnings.append(self.room.restore(state["room"], self.config.batch_size))
+        self.seconds_before = state.get("seconds", 0.0)
+        if self.folder.about().get("options", {}).get("learning_rate", TrainingConfig.learning_rate) == self.config.learning_rate:
+            self.recovery.rate, self.recovery.used = state.get("recovery", (1.0, 0))  # else what is asked now counts
+        comparable = state.get("yardstick", self.yardstick) == self.yardstick
+        self.best.begin(self.step, state.get("best") if comparable else None)
+        self.before = state.get("losses") if comparable else None
+        if not comparable and (self.config.early_stop or self.config.keep_best):
+            self.warnings.append("The model, the pictures, the seed or the loss are not as they were, so the best validation is looked for anew from here.")
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -164,12 +177,12 @@ class Run:
         self.started = time.monotonic()
         if self.step == 0 and self.learner.average is not None:
             self.learner.average.begin()  # the network may have learned something since `begin`
-        self.recovery.begin(self.step, self.learner.state())
+        self.recovery.begin(self.step, self.learner.state(), self.before)
         if self.config.validation_every and self.step == 0:
             yield self._validate()
             self.recovery.measured(self.validation_loss)
         if self._due(self.config.preview_every, at_start=True):
-            yield self._preview()
+            yield from self._preview()
         clock = Clock(self.steps - self.step)
         while self.step < self.steps and self.step != self.orders.last_step and not (self.agreed.ending or self.settled):
             self.step += 1
@@ -193,10 +206,10 @@ class Run:
                     yield self._validate()
                 self.settled = self.step < self.steps and self._reached(self.config.validation_every) and self.best.has_waited(self.step)
                 self._remember()
-                if self._due(self.config.preview_every):
-                    yield self._preview()
                 if self._due(self.config.checkpoint_every) and self.step < self.steps:
-                    yield self._checkpoint()
+                    yield self._checkpoint()  # before the preview, which is the likeliest to fail
+                if self._due(self.config.preview_every):
+                    yield from self._preview()
         yield self._finish()
 
     @property
@@ -233,7 +246,7 @@ class Run:
         """Those of the step's batches; gives the loss."""
         self.learner.forget_gradients()
         total, count = torch.zeros((), device=self.host.device), self.config.gradient_accumulation
-        with _seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
+        with seeded(seed_for(self.config.seed, self.step, self.accelerator.process_index, "dropout"), self.host.device):
             for micro_step in range(count):
                 batch = self.batches.at(self.step, micro_step)
                 for part in self.room.parts(batch):
@@ -292,7 +305,7 @@ class Run:
     def _go_back(self, trouble: str) -> Progress:
         """To the last good weights, at half the rate; to the best ones, and to the end, where that was done as often as is allowed.
 
-        Raises `TrainingFailed` where the run has come to nothing better than what it began with.
+        Raises `TrainingFailed` where the run has come to nothing better than an untrained network.
         """
         failed, snapshot = self.step, self.recovery.back()
         if snapshot is None:
@@ -305,12 +318,12 @@ class Run:
         self.learner.restore(snapshot.state)
         self.step, self.validation_loss = snapshot.step, snapshot.validation_loss
         if self.main:
+            if self.saving.step > self.step:  # or a resumed run would go on from weights that were given up
+                self.saving.state(self.step, self._about())
             self.folder.forget_after(self.step)
         if self.board is not None:
             self.board.close()
             self.board.begin(self.step)
-        if self.saving.step > self.step:  # or a resumed run would go on from weights that were given up
-            self.saving.state(self.step, self._about())
         if self.exhausted:
             then = f"the rate was halved {self.recovery.used} times already, so the run ends with the best weights, those of step {self.step}."
         else:
@@ -333,28 +346,36 @@ class Run:
         self._note(Row(self.step, None, self.validation_loss, None))
         return Progress("validation", self.step, self.steps, validation_loss=self.validation_loss)
 
-    def _preview(self) -> Progress:
-        """Pictures of the preview prompts, each time from the same noise."""
+    def _preview(self) -> Iterator[Progress]:
+        """Pictures of the preview prompts, each time from the same noise; a run without them is better than none."""
+        if self.previews.failed:
+            return
         with self.learner.shown():
-            self.previews.draw(self.step)
+            trouble = self.previews.draw(self.step)
+        if trouble:
+            yield Progress("warning", self.step, self.steps, message=trouble)
+            return
         if self.previews.last:
             self.saving.preview = self.previews.last[0]
         if self.board is not None:
             self.board.previews(self.step, self.previews.last)
-        return Progress("preview", self.step, self.steps, message="\n".join(self.previews.prompts), pictures=self.previews.last)
+        yield Progress("preview", self.step, self.steps, message="\n".join(self.previews.prompts), pictures=self.previews.last)
 
     def _checkpoint(self) -> Progress:
         return Progress("checkpoint", self.step, self.steps, path=self.saving.checkpoint(self.step, self._about()))
 
     def _about(self) -> dict[str, Any]:
         """What the run remembers over a pause, beside its network and optimizer."""
-        return {"recovery": (self.recovery.rate, self.recovery.used), "room": self.room.state, "seconds": self.seconds}
+        return {
+            "recovery": (self.recovery.rate, self.recovery.used), "losses": self.recovery.memory, "room": self.room.state, "room_for": self.room_for,
+            "seconds": self.seconds, "yardstick": self.yardstick,
+        }  # fmt: skip
 
     def _finish(self) -> Progress:
         if self.agreed.cancel.is_set():
             self.network.eval().requires_grad_(False)
             return Progress("cancelled", self.step, self.steps, message="Cancelled; no file was written.")
-        kept = self.best.weights is not None and self.best.step != self.step
+        kept = self.best.keep and self.best.weights is not None and self.best.step != self.step
         if self.main:
             written = self.saving.finish(self.step, self._about(), kept)
             self.previews.save_sheet()
@@ -374,12 +395,3 @@ class Run:
         early = f"The validation loss has not fallen since step {self.best.step}, so the run ends early. " if self.settled else ""
         which = f", with the weights of step {self.best.step}, whose validation loss was lowest" if kept else ""
         return f"{early}Saved {' and '.join(path.name for path in written)}{which}."
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global random state starts from `seed` within (dropout draws from it), and is afterwards what it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-

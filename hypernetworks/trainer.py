@@ -97,20 +97,23 @@ class HypernetworkTrainer:
         if (yield from self._cancelled(accelerator)):
             return
         self._run = run = Run(self._orders, trainee, accelerator, batches, folder, objective, self._date)
-        run.begin(resume, manifest([*dataset.pictures, *batches.regular]))
-        self.hypernetwork = run.network
-        yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
-        if run.network.step == run.step == 0:
-            yield from self._preparing(trainee.learn_beforehand(batches))
-            if (yield from self._cancelled(accelerator)):
-                return
         try:
+            run.begin(resume, manifest([*dataset.pictures, *batches.regular]))
+            self.hypernetwork = run.network
+            yield from (Progress("warning", message=message) for message in [*batches.warnings, *objective.warnings, *run.learner.warnings, *run.warnings])
+            if run.network.step == run.step == 0:
+                yield from self._preparing(trainee.learn_beforehand(batches))
+                if (yield from self._cancelled(accelerator)):
+                    return
             with run.at_work():
                 yield from run.events()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise TrainingFailed(out_of_memory(host.device, f"at step {run.step}")) from None
+        finally:
+            if accelerator.is_main_process:
+                folder.put_back()  # what a run that has saved nothing was to replace
 
     def shown(self) -> AbstractContextManager[None]:
         """Within it, between two steps of a run, `hypernetwork` is as its file would be now: averaged where it is to be, and without dropout."""
@@ -145,11 +148,11 @@ class HypernetworkTrainer:
                 raise NameTaken(
                     f"A hypernetwork named {self.config.name!r} exists already; replace it (overwrite), continue its training (resume), or choose another name."
                 )
-            if folder.state_path.exists():
+            if folder.has_state:
                 raise NameTaken(f"A run named {self.config.name!r} was left before its end; go on with it (resume), replace it (overwrite), or choose another name.")
         before, name = folder.about().get("options", {}) if resume else {}, self.config.name
         pt, raw = trainee.target.with_suffix(".pt"), raw_path(trainee.target)
-        if resume and pt.exists() and not (trainee.target.exists() or folder.state_path.exists()):
+        if resume and pt.exists() and not (trainee.target.exists() or folder.has_state):
             raise ConfigError(f"{name}.pt cannot be trained on as it is: convert it first (hypernetworks convert {name}.pt {name}.safetensors).")
         if self.config.also_pt and pt.exists() and not (overwrite or before.get("also_pt")):
             raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")

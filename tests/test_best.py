@@ -1,5 +1,6 @@
 """Early stop and keeping the best: which validation counts, when a run ends, what its file holds."""
 import math
+import shutil
 
 import pytest
 import torch
@@ -58,6 +59,18 @@ def test_what_was_best_is_kept_over_a_pause():
     assert unknown.step == 30 and not unknown.has_waited(40) and unknown.has_waited(50)
 
 
+def test_weights_that_are_not_to_be_kept_are_not_taken_over_and_a_loss_without_them_is_none_to_compare_with():
+    before, _ = measured([0.9, 0.5, 0.6])
+    off = Best(2, 10, False)
+    off.begin(20, before.state())
+    off.measured(30, 0.4, dict)
+    assert (off.step, off.loss, off.weights) == (30, 0.4, None)
+    on = Best(2, 10, True)
+    on.begin(30, off.state())
+    on.measured(40, 0.45, lambda: {"weight": torch.tensor(4)})
+    assert on.step == 40 and on.weights["weight"] == 4
+
+
 @pytest.fixture
 def scripted(monkeypatch):
     """Validation losses by step, in place of those that a run would measure."""
@@ -105,6 +118,38 @@ def test_with_an_average_both_files_are_of_the_best_step(host, tmp_path, scripte
             plain.stop()
     for name in ("quick.safetensors", "quick-raw.safetensors"):
         assert equal(weights(files.load(best.path.parent / name)), weights(files.load(host.folders.networks / name))), name
+
+
+def test_a_run_that_goes_on_without_keeping_the_best_ends_with_its_last_weights(host, scripted):
+    scripted.update({0: 0.9, 1: 0.5, 2: 0.6, 3: 0.4, 4: 0.45})
+    list(HypernetworkTrainer(config=QUICK | {"max_steps": 2, "keep_best": True}).run(host=host))
+    one = HypernetworkTrainer(config=QUICK | {"max_steps": 4})
+    for event in one.run(host=host, resume=True):
+        if event.kind == "step" and event.step == 4:
+            last = weights(one.hypernetwork)
+    facts = files.describe(event.path)
+    assert facts.step == 4 and equal(weights(files.load(event.path)), last) and "with the weights" not in event.message
+
+
+@pytest.mark.parametrize("changes", [{"loss": "l1"}, {"seed": 3}, {"validation_share": 0.3}, {"resolution": 64}, {"dataset": "fewer"}])
+def test_losses_that_cannot_be_compared_with_those_before_begin_anew(host, tmp_path, scripted, changes):
+    scripted.update({0: 0.9, 1: 0.1, 2: 0.2, 3: 0.8, 4: 0.7, 5: 0.75})
+    options = QUICK | {"keep_best": True, "early_stop": 3}
+    list(HypernetworkTrainer(config=options | {"max_steps": 2}).run(host=host))
+    if "dataset" in changes:
+        shutil.copytree(PICTURES / "striped", tmp_path / "fewer")
+        min((tmp_path / "fewer").glob("*.png")).unlink()
+        changes = {"dataset": str(tmp_path / "fewer")}
+    found = list(HypernetworkTrainer(config=options | {"max_steps": 5} | changes).run(host=host, resume=True))
+    assert any("best validation is looked for anew" in event.message for event in found if event.kind == "warning")
+    assert (found[-1].kind, found[-1].step, found[-1].validation_loss) == ("finished", 5, 0.7) and files.describe(found[-1].path).step == 4
+
+
+def test_what_does_not_change_losses_leaves_the_best_as_it_was(host, scripted):
+    scripted.update({0: 0.9, 1: 0.1, 2: 0.2, 3: 0.8})
+    list(HypernetworkTrainer(config=QUICK | {"keep_best": True, "max_steps": 2}).run(host=host))
+    found = list(HypernetworkTrainer(config=QUICK | {"keep_best": True, "max_steps": 3, "learning_rate": "auto*0.5", "batch_size": 2}).run(host=host, resume=True))
+    assert [event.message for event in found if event.kind == "warning"] == [] and files.describe(found[-1].path).step == 1
 
 
 def test_without_validations_there_is_nothing_to_wait_for(host):

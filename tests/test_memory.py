@@ -41,7 +41,7 @@ class Full:
             if not torch.is_grad_enabled():
                 return predict(noisy, *others)
             self.tried.append(len(noisy))
-            fails = len(noisy) > room + host.unet.is_gradient_checkpointing
+            fails = len(noisy) > self.room + host.unet.is_gradient_checkpointing
             if fails and where == "forward":
                 self.fail()
             predicted = predict(noisy, *others)
@@ -76,7 +76,27 @@ def test_what_was_found_out_is_kept_for_going_on(host, monkeypatch):
     assert RunFolder(host.folders.runs, "quick").load_state()["room"] == (2, False)
     full.tried.clear()
     one = HypernetworkTrainer(config=QUICK)
-    assert warnings(one.run(host=host, resume=True)) == [] and full.tried == [2, 2]
+    (message,) = warnings(one.run(host=host, resume=True))
+    assert message == "The machine ran out of memory before this run was paused, so each batch of 4 goes through the model in parts of 2."
+    assert full.tried == [2, 2]
+
+
+def test_what_was_found_out_is_forgotten_for_batches_of_another_kind(host, monkeypatch):
+    full = Full(host, monkeypatch, room=2)
+    run(host, max_steps=1)
+    full.room = 99
+    full.tried.clear()
+    one = HypernetworkTrainer(config=QUICK | {"batch_size": 3})
+    assert warnings(one.run(host=host, resume=True)) == [] and full.tried == [3]
+
+
+def test_a_run_whose_memory_was_never_full_leaves_larger_batches_whole(host, monkeypatch):
+    full = Full(host, monkeypatch, room=99)
+    run(host, max_steps=1)
+    assert RunFolder(host.folders.runs, "quick").load_state()["room"] is None
+    full.tried.clear()
+    one = HypernetworkTrainer(config=QUICK | {"batch_size": 12})
+    assert warnings(one.run(host=host, resume=True)) == [] and full.tried == [12]
 
 
 def test_a_single_sample_without_room_is_checkpointed_and_then_the_run_ends_with_a_sentence(host, tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """Previews: what a line says of its picture, which sampler draws it, and the sheet at the end."""
 import numpy
 import pytest
+import torch
 from PIL import Image
+from training_runs import equal, weights
 
 from hypernetworks import sheets
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES
-from hypernetworks.errors import ConfigError
-from hypernetworks.host import GenerationRequest
+from hypernetworks.errors import ConfigError, DiskFull
+from hypernetworks.host import Folders, GenerationRequest
 from hypernetworks.preview_lines import PreviewLine, captions_as_lines, read_lines
 from hypernetworks.trainer import HypernetworkTrainer
 
@@ -69,6 +71,38 @@ def test_a_run_draws_its_lines_and_puts_them_together(host):
         assert made.size == (sheets.LABEL + 3 * (128 + sheets.GAP), sheets.HEAD + 2 * (64 + sheets.GAP))
         left, top = sheets.LABEL + 2 * (128 + sheets.GAP), sheets.HEAD + 64 + sheets.GAP
         assert made.crop((left, top, left + 64, top + 64)).tobytes() == second.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("error, words", [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory."), "The machine ran out of memory."), (DiskFull("The disk is full."), "The disk is full."),
+    (OSError("the sampler's file is gone"), "the sampler's file is gone"),
+])  # fmt: skip
+def test_previews_that_cannot_be_drawn_end_and_the_run_goes_on(host, tmp_path, monkeypatch, error, words):
+    plain = HypernetworkTrainer(config=QUICK | {"preview_every": 0, "dropout_structure": (0, 0.3, 0)})
+    list(plain.run(host=host))
+    host.folders = Folders.below(tmp_path / "again")
+    generate, tried = type(host).generate, []
+
+    def fails(self, request, on_step=None):
+        tried.append(request)
+        if len(tried) == 2:
+            raise error
+        return generate(self, request, on_step)
+
+    monkeypatch.setattr(type(host), "generate", fails)
+    one = HypernetworkTrainer(config=QUICK | {"preview_prompts": "a", "checkpoint_every": 1, "dropout_structure": (0, 0.3, 0)})
+    found = list(one.run(host=host))
+    assert [(event.kind, event.step) for event in found if event.kind in ("preview", "checkpoint", "warning", "finished")] == [
+        ("preview", 0), ("checkpoint", 1), ("warning", 1), ("finished", 2),
+    ]  # fmt: skip
+    assert next(event.message for event in found if event.kind == "warning") == f"There are no previews from step 1 on: {words}"
+    assert len(tried) == 2 and equal(weights(one.hypernetwork), weights(plain.hypernetwork))
+
+
+def test_what_is_wrong_with_the_program_itself_is_raised_from_a_preview(host, monkeypatch):
+    monkeypatch.setattr(type(host), "generate", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(HypernetworkTrainer(config=QUICK | {"preview_prompts": "a"}).run(host=host))
 
 
 def test_a_sampler_that_is_not_there_is_said_before_anything_is_encoded(host):

@@ -623,6 +623,7 @@ def test_a_run_that_went_back_behind_its_checkpoint_is_resumed_from_there_at_the
             break  # as if killed
     state = RunFolder(host.folders.runs, "quick").load_state()
     assert state["step"] == 2 and state["recovery"] == (0.5, 1)
+    assert not list((RunFolder(host.folders.runs, "quick").path / "checkpoints").iterdir())  # that of step 3 was given up
     rest = events(trainer(max_steps=6, rate_schedule="constant", learning_rate="1e-3"), host, resume=True)
     assert [(event.step, event.rate) for event in rest if event.kind == "step"] == [(step, pytest.approx(5e-4)) for step in (3, 4, 5, 6)]
     slower = events(trainer(max_steps=7, rate_schedule="constant", learning_rate="2e-4"), host, resume=True)

@@ -5,8 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import equal, weights
 
+from hypernetworks import files
+from hypernetworks.checkpoint import RunFolder
+from hypernetworks.embedded import PICTURES
+from hypernetworks.objective import Objective
 from hypernetworks.recovery import SNAPSHOT_EVERY, Recovery, copied
+from hypernetworks.run import Run
+from hypernetworks.trainer import HypernetworkTrainer
+
+QUICK = dict(
+    name="quick", dataset=str(PICTURES / "striped"), batch_size=8, preview_every=0, validation_every=4, checkpoint_every=0, per_layer=False,
+    target_layers=("attn2",), warmup_steps=0, explosion_factor=8,
+)  # fmt: skip
 
 
 def recovery(factor=4.0, ways=3, samples=32):
@@ -169,3 +181,65 @@ def test_a_copy_has_tensors_of_its_own():
     weight.zero_()
     assert torch.equal(found["a"][0], torch.ones(3)) and torch.equal(found["a"][1][0], torch.ones(3)) and found["a"][1][1] == 2
     assert torch.equal(found["b"]["c"], torch.ones(3)) and found["d"] is None
+
+
+def test_what_was_seen_before_a_pause_is_judged_with_what_comes_after():
+    one, other = recovery(samples=8), recovery(samples=8)
+    for each in (one, other):
+        good(each, range(1, 10))
+    resumed = Recovery(4.0, 3, 8)
+    resumed.begin(9, {"at": 9}, one.memory)
+    for step in range(10, 15):
+        assert resumed.trouble(step, 0.1 * 2.5 ** (step - 9)) == other.trouble(step, 0.1 * 2.5 ** (step - 9))
+    assert resumed.memory["losses"] == other.memory["losses"] and resumed.trouble(15, 9.0)
+    assert one.memory["good"] is None  # what is at hand is as good
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Training losses by step, in place of those that a run would have; 0.1 where it says nothing."""
+    found, at = {}, [0]
+    honest, train_step = Objective.loss, Run._train_step
+
+    def loss(self, predicted, batch, kept=None):
+        real = honest(self, predicted, batch, kept)
+        return real + (found.get(at[0], 0.1) - real.detach()) if torch.is_grad_enabled() else real
+
+    def step(self):
+        at[0] = self.step
+        return train_step(self)
+
+    monkeypatch.setattr(Objective, "loss", loss)
+    monkeypatch.setattr(Run, "_train_step", step)
+    return found
+
+
+def test_a_run_that_was_killed_while_its_loss_climbed_goes_back_to_before_the_climb(host, script):
+    script.update({step: 0.4 for step in range(9, 13)} | {13: 100.0})
+    one = HypernetworkTrainer(config=QUICK | {"max_steps": 20, "checkpoint_every": 12})
+    for event in one.run(host=host):
+        if event.kind == "step" and event.step == 8:
+            kept = weights(one.hypernetwork)
+        if event.kind == "checkpoint":
+            break  # as if killed
+    two = HypernetworkTrainer(config=QUICK | {"max_steps": 14})
+    for event in two.run(host=host, resume=True):
+        if event.kind == "warning":
+            break
+    assert "times what it was at step 13: back to step 8" in event.message and equal(weights(two.hypernetwork), kept)
+    assert RunFolder(host.folders.runs, "quick").load_state()["step"] == 8
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_resumed_run_that_only_explodes_ends_with_the_best_there_was(host, script, keep_best):
+    script.update({3: float("nan")})
+    changes = QUICK | {"validation_every": 1, "keep_best": keep_best, "learning_rate": "1e-2"}
+    one = HypernetworkTrainer(config=changes | {"max_steps": 9, "checkpoint_every": 2})
+    kept, validated = {}, {}
+    for event in one.run(host=host):
+        if event.kind == "validation" and event.step:
+            kept[event.step], validated[event.step] = weights(one.hypernetwork), event.validation_loss
+        if event.kind == "checkpoint":
+            break  # as if killed
+    end = list(HypernetworkTrainer(config=changes | {"max_steps": 9}).run(host=host, resume=True))[-1]
+    assert end.kind == "stopped" and equal(weights(files.load(end.path)), kept[min(validated, key=validated.get) if keep_best else 2])

@@ -168,13 +168,15 @@ def test_the_model_is_as_it_was_after_a_run_and_after_a_crash(host, monkeypatch)
     assert state() == before
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_good_file(host):
-    good = trainer()
-    path = events(good, host)[-1].path
-    kept = path.read_bytes(), RunFolder(host.folders.runs, "quick").state_path.read_bytes()
+def test_a_loss_that_is_no_number_leaves_the_last_good_weights(host):
+    path = events(trainer(), host)[-1].path
+    kept = weights(files.load(path))
     with pytest.raises(TrainingFailed, match="not a number at step"):
-        events(trainer(max_steps=40, learning_rate="1e30", optimizer="SGD", clip_norm=0), host, resume=True)
-    assert (path.read_bytes(), RunFolder(host.folders.runs, "quick").state_path.read_bytes()) == kept
+        events(trainer(max_steps=40, learning_rate="1e30", optimizer="SGD", clip_norm=0, rollbacks=0), host, resume=True)
+    for _ in range(2):
+        assert equal(weights(files.load(path)), kept) and equal(RunFolder(host.folders.runs, "quick").load_state()["weights"], kept)
+        end = events(trainer(max_steps=40, learning_rate="1e30", optimizer="SGD", clip_norm=0), host, resume=True)[-1]
+        assert (end.kind, end.step) == ("stopped", 4)
 
 
 def test_cancelling_writes_no_network_file(host):
@@ -205,18 +207,6 @@ def test_resuming_without_a_run_goes_on_from_the_file(host):
     second = trainer(max_steps=1, learning_rate="0", optimizer_arguments="weight_decay=0.0")
     events(second, host, resume=True)
     assert equal(weights(second.hypernetwork), weights(first.hypernetwork))
-
-
-def test_a_run_that_replaces_a_file_and_is_killed_before_its_first_checkpoint_is_resumed_as_itself(host):
-    events(trainer(max_steps=1, seed=3), host)
-    for event in trainer(max_steps=2).run(host=host, overwrite=True):
-        if event.kind == "step":
-            break  # as if killed
-    resumed = trainer(max_steps=2)
-    events(resumed, host, resume=True)
-    whole = trainer(max_steps=2, name="whole")
-    events(whole, host)
-    assert equal(weights(resumed.hypernetwork), weights(whole.hypernetwork))
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step_and_leaves_all_as_it_was(host, monkeypatch):

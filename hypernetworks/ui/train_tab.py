@@ -198,7 +198,7 @@ class TrainTab:
         name, file = config.name, self._file(config.name)
         if file.exists():
             return f"A hypernetwork named {name} exists already. Continue its training with these options, replace it, or choose another name?"
-        if RunFolder(self.host.folders.runs, name).state_path.exists():
+        if RunFolder(self.host.folders.runs, name).has_state:
             return f"A run named {name} was left before its end. Continue it, start anew in its place, or choose another name?"
         if config.also_pt and file.with_suffix(".pt").exists():
             return f"There is a file {name}.pt already, which is to be written too. Replace it, or choose another name?"
@@ -207,7 +207,7 @@ class TrainTab:
     def _check_steps_left(self, config: TrainingConfig) -> None:
         """Raises `ConfigError` where the run has done all its steps: it would end at once."""
         file = self._file(config.name)
-        if not file.exists() or not RunFolder(self.host.folders.runs, config.name).state_path.exists():
+        if not file.exists() or not RunFolder(self.host.folders.runs, config.name).has_state:
             return
         done = steps_done(describe(file))
         if done >= config.max_steps:
