@@ -29,6 +29,8 @@ from .writing import append, clear_temporaries, make_folder, sync, write_atomica
 LARGEST_JSON = 16 << 20  # bytes; a manifest has 200 for each picture
 MOST_PARTS = 400_000  # of it
 LONGEST_ROW = 200  # bytes
+ABOUT = {"options": dict, "parts": list, "model": dict, "surroundings": dict, "date": str, "began_from": str}  # what config.json may hold
+PART = {"from_step": int, "options": dict, "pictures": str}  # what every one of its parts holds
 COLUMNS = ("step", "loss", "validation_loss", "rate")
 
 
@@ -79,7 +81,9 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
-        return self._read_json("config.json")
+        found = self._read_json("config.json")
+        whole = all(type(found[name]) is kind for name, kind in ABOUT.items() if name in found)
+        return found if whole and all(map(_is_part, found.get("parts", []))) else {}
 
     def note_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Notes what the run is made from (see manifest.py)."""
@@ -188,6 +192,10 @@ class RunFolder:
     def unusable(self, reason: str) -> FileRefused:
         """The error for a state that nothing can go on from."""
         return FileRefused(f"The state of the run {self.path.name!r} cannot be read ({reason}); start the run anew.")
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and all(type(part.get(name)) is kind for name, kind in PART.items())
 
 
 def _cells(row: Row) -> list[Any]:
