@@ -90,7 +90,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_option(group: Any, option: Option) -> None:
     shown = ", ".join(f"{member:g}" if isinstance(member, float) else str(member) for member in option.default) if option.kind is tuple else option.default
-    text = f"{option.help} ({option.takes()}; default: {shown if shown != '' else 'none'})".replace("%", "%%")
+    text = f"{option.help} ({option.takes()}; default: {'none' if shown in ('', None) else shown})".replace("%", "%%")
     names = {"metavar": option.name.split("_")[-1].upper(), "dest": option.name, "default": argparse.SUPPRESS}
     if option.kind is bool:
         names |= {"nargs": "?", "const": "true", "metavar": "true|false"}

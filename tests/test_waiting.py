@@ -8,7 +8,7 @@ from one_job_host import OneJobHost
 
 from hypernetworks import sweep
 from hypernetworks.config import TrainingConfig, plain, read
-from hypernetworks.errors import HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
+from hypernetworks.errors import DiskFull, HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
 from hypernetworks.jobs import Jobs
 from hypernetworks.locks import held
 from hypernetworks.waiting import Queue
@@ -149,7 +149,8 @@ def test_a_run_of_the_queue_waits_for_a_model_in_use_and_can_be_stopped_meanwhil
         jobs.add(config("b"))
         jobs.current.cancel()
         assert jobs.current.wait(10)
-    assert jobs.queue.ended[0].sentence == "The model is busy." and trainers.names() == ["a"]
+    (last, _) = jobs.queue.ended
+    assert (last.state, last.sentence) == ("cancelled", "Cancelled before the first step.") and jobs.current.error is None and trainers.names() == ["a"]
 
 
 def test_a_restart_finds_the_queue_with_the_run_that_was_cut_off_and_begins_nothing(host, jobs, trainers):
@@ -214,6 +215,20 @@ def test_a_sweep_is_queued_as_a_whole_and_its_table_follows(host, jobs, trainers
     trainers.gate(second).set()
     assert jobs.current.wait(10)
     assert [one.sweep for one in Queue(lambda: host.folders).waiting] == []
+
+
+def test_a_sweep_that_cannot_be_noted_is_not_queued_and_what_has_begun_meanwhile_goes_on(jobs, monkeypatch):
+    made = sweep.make({"name": "a", "dataset": "pictures"}, {"max_steps": [1, 2]})
+
+    def full(*arguments):
+        jobs.go_on()  # as when a run ends now
+        raise DiskFull("The disk is full.")
+
+    monkeypatch.setattr(sweep, "keep", full)
+    with pytest.raises(DiskFull):
+        jobs.add_sweep(made, made.runs)
+    assert jobs.queue.waiting == [] and jobs.current.config == made.runs[0]
+    jobs.current.cancel()
 
 
 def test_threads_that_add_at_once_lose_nothing(host):
