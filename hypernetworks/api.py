@@ -332,9 +332,7 @@ class Api:
     @contextmanager
     def _model(self) -> Iterator[None]:
         """The model for a request that needs it. One request may wait for it: more would leave the web UI no thread to answer with."""
-        job = self.jobs.current
-        if job is not None and job.running:
-            raise HostBusy(f"The model is busy with a training run ({job.config.name}); stop it first or wait for its end.")
+        self.jobs.check_idle()
         if not self._waiting.acquire(blocking=False):
             raise HostBusy("The model is busy, and another request waits for it already.")
         try:

@@ -58,7 +58,8 @@ def option_schema(option: Option) -> dict[str, Any]:
     limits = {"enum": list(option.choices) or None, "minimum": option.minimum, "maximum": option.maximum}
     item |= {name: value for name, value in limits.items() if value is not None}
     shape = {"type": "array", "items": item} if option.kind is tuple else item
-    return {**shape, "title": option.label, "description": option.help, "default": option.default}
+    default = {} if option.default is None else {"default": option.default}
+    return {**shape, "title": option.label, "description": option.help, **default}
 
 
 def _is_simple(value: Any, option: Option) -> bool:

@@ -58,10 +58,11 @@ class Catalog:
             return self._files
 
     def path(self, name: str) -> Path:
-        """The file of that name; an unknown one is looked for again. Raises `HypernetworkError` that names similar ones."""
+        """The file of that name; it is looked for again where it is unknown, or another has come that goes before it. Raises `HypernetworkError` that names similar ones."""
         with self._lock:
             self._look()
-            if name not in self._paths:
+            first = self.folder / f"{name}.safetensors"  # nothing goes before it
+            if name not in self._paths or (self._paths[name] != first and first.exists()):
                 self.refresh()
             names, paths = list(self._shown), self._paths
         if name in paths:
@@ -133,7 +134,7 @@ def _find(folder: Path) -> dict[str, tuple[int, int]]:
             name = entry.name
             if name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append((entry.path, f"{within}{name}/"))
             elif name.lower().endswith(SUFFIXES):
                 found[within + name] = _time_and_size(entry)
@@ -146,6 +147,13 @@ def _entries(folder: str) -> list[os.DirEntry]:
         return list(os.scandir(folder))
     except OSError:  # not there, or not ours to read
         return []
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _time_and_size(entry: os.DirEntry) -> tuple[int, int]:

@@ -32,7 +32,9 @@ from .writing import append, clear_temporaries, make_folder, saying_why, sync, w
 LARGEST_JSON = 16 << 20  # bytes; a manifest has 200 for each picture
 MOST_PARTS = 400_000  # of it
 LONGEST_ROW = 200  # bytes
-PARTS = ("config.json", "manifest.json", "loss.csv", "previews", "sheet.png", "checkpoints", "tensorboard", "result.json", "state.pt")
+MEMBERS = ("config.json", "manifest.json", "loss.csv", "previews", "sheet.png", "checkpoints", "tensorboard", "result.json", "state.pt")
+ABOUT = {"options": dict, "parts": list, "model": dict, "surroundings": dict, "date": str, "began_from": str}  # what config.json may hold
+PART = {"from_step": int, "options": dict, "pictures": str}  # what every one of its parts holds
 COLUMNS = ("step", "loss", "validation_loss", "rate")
 
 
@@ -97,7 +99,7 @@ class RunFolder:
         """What was set aside is here again, unless the run that was to replace it has saved a state. It may be killed at any moment and begin anew."""
         with saying_why(self._aside):
             if self._aside.exists() and not self.state_path.exists():
-                for part in PARTS:
+                for part in MEMBERS:
                     _remove(self.path / part)
                 os.replace(self._aside, self._moving)
             if self._moving.exists():
@@ -110,7 +112,9 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What was asked, empty where nothing was noted or it was damaged from outside."""
-        return self._read_json("config.json")
+        found = self._read_json("config.json")
+        whole = all(type(found[name]) is kind for name, kind in ABOUT.items() if name in found)
+        return found if whole and all(map(_is_part, found.get("parts", []))) else {}
 
     def note_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Notes what the run is made from (see manifest.py)."""
@@ -228,7 +232,7 @@ class RunFolder:
 
 def _move_parts(source: Path, target: Path) -> None:
     make_folder(target)
-    for part in PARTS:
+    for part in MEMBERS:
         if (source / part).exists():
             os.replace(source / part, target / part)
 
@@ -238,6 +242,10 @@ def _remove(part: Path) -> None:
         shutil.rmtree(part)
     else:
         part.unlink(missing_ok=True)
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and all(type(part.get(name)) is kind for name, kind in PART.items())
 
 
 def _cells(row: Row) -> list[Any]:

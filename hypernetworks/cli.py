@@ -90,7 +90,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_option(group: Any, option: Option) -> None:
     shown = ", ".join(f"{member:g}" if isinstance(member, float) else str(member) for member in option.default) if option.kind is tuple else option.default
-    text = f"{option.help} ({option.takes()}; default: {shown if shown != '' else 'none'})".replace("%", "%%")
+    text = f"{option.help} ({option.takes()}; default: {'none' if shown in ('', None) else shown})".replace("%", "%%")
     names = {"metavar": option.name.split("_")[-1].upper(), "dest": option.name, "default": argparse.SUPPRESS}
     if option.kind is bool:
         names |= {"nargs": "?", "const": "true", "metavar": "true|false"}
@@ -142,6 +142,7 @@ def _add_rerun(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the run's folder: <home>/data/runs/<name>")
     parser.add_argument("--out", type=Path, default=None, help="folder for the file that is made (default: rerun, within the run's folder)")
     parser.add_argument("--anyway", action="store_true", help="also with another model, or with pictures that were changed")
+    parser.add_argument("--loss-function", default="", metavar="FUNCTION", help="run this function, module.function, which the run computed its loss with")
 
 
 def _rerun(parsed: argparse.Namespace) -> None:
@@ -149,7 +150,7 @@ def _rerun(parsed: argparse.Namespace) -> None:
     from .progress_bar import show
     from .rerun import Rerun
 
-    rerun = Rerun(parsed.folder, parsed.out)
+    rerun = Rerun(parsed.folder, parsed.out, parsed.loss_function)
     host = DiffusersHost(parsed.model, rerun.folders)
     with host.exclusive():
         try:

@@ -340,7 +340,7 @@ class ExportConfig:
     text2: str = option("", "Second text", "Mixes in the weights for this text.")
     reference2: str = option("", "Second picture", "Mixes in the weights for this picture, said in the same way.")
     task2: str = option("", "Second task", "Mixes in the weights for this task.")
-    blend: float = option(0.5, "Blend", "The second condition's share of the mixture.", minimum=0, maximum=1)
+    blend: float = option(None, "Blend", "The second condition's share of the mixture. Not said: what the tag says of it, else 0.5.", minimum=0, maximum=1)
     strength: float = option(1.0, "Strength", "How strongly the file acts at its full weight.", minimum=-100, maximum=100)
     snapshot: bool = option(
         False, "Snapshot", "Export a tag that acts at some steps only, or not on the negative prompt, as a file that always acts.")

@@ -18,7 +18,7 @@ from .generator import Hypernetwork
 from .host import Host
 from .lora import Weights, export_lora, folded
 from .networks import acts_on_uncond
-from .prompt import ActiveNetwork, ConditionSource, extract, tag
+from .prompt import HALF, ActiveNetwork, ConditionSource, extract, tag
 
 SAID = {"text": "the text “{}”", "reference": "the reference picture {}", "task": "the task {}"}
 
@@ -53,15 +53,14 @@ class Exported:
 
 
 def asked(config: ExportConfig) -> ActiveNetwork:
-    """The network at work that a configuration describes. Conditions that it names take the place of its tag's, and strengths multiply.
+    """The network at work that a configuration describes. Conditions and a blend that it names take the place of its tag's, and strengths multiply.
 
-    Raises `ConfigError` for two conditions in one place, and what `prompt.extract` and `ActiveNetwork` raise.
+    Raises `ConfigError` for two conditions in one place and for a blend with no second one, and what `prompt.extract` and `ActiveNetwork` raise.
     """
     active = _network(config.generator)
-    first, second = _source(config) or active.condition, _source(config, "2")
-    blend = config.blend if second else active.blend
+    first, second = _source(config) or active.condition, _source(config, "2") or active.second
     return replace(
-        active, strength=config.strength * active.strength, condition=first, second=second or active.second, blend=blend
+        active, strength=config.strength * active.strength, condition=first, second=second, blend=_blend(config, active, second)
     )
 
 
@@ -128,6 +127,16 @@ def _source(config: ExportConfig, number: str = "") -> ConditionSource | None:
     if len(said) > 1:
         raise ConfigError(f"One condition is a text, a picture or a task; here {' and '.join(kind + number for kind in said)} are given.")
     return next((ConditionSource(kind, value) for kind, value in said.items()), None)
+
+
+def _blend(config: ExportConfig, active: ActiveNetwork, second: ConditionSource | None) -> float:
+    """The second condition's share: as the configuration says it, else as the tag does, else half."""
+    if config.blend is not None:
+        if second is None:
+            raise ConfigError(f"A blend of {config.blend:g} is the share of a second condition, and none is given: say text2, reference2 or task2.")
+        return config.blend
+    said = active.second is not None or active.blend
+    return active.blend if said or second is None else HALF
 
 
 def _left_out(active: ActiveNetwork, hypernetwork: Hypernetwork) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import TrainingConfig
-from .errors import HostBusy, HypernetworkError
+from .errors import HostBusy, HypernetworkError, NotThere
 from .host import Host
 from .waiting import Queue, Waiting
 
@@ -137,7 +137,9 @@ class Job:
     def _work(self, events: Callable[[], Iterator[Progress]], host: Host, patient: bool) -> None:
         try:
             with ExitStack() as stack:
-                self._take_model(stack, host, patient)
+                if not self._take_model(stack, host, patient):
+                    self._note(_cancelled())
+                    return
                 for event in events():
                     self._note(event)
                     if host.report(f"Training {self.config.name}", event.step, event.steps):
@@ -149,15 +151,17 @@ class Job:
             reason = f"{type(error).__name__}: {error}".rstrip(": .")
             self.error = f"Training stopped because of an error inside the program ({reason}); the log has the details."
 
-    def _take_model(self, stack: ExitStack, host: Host, patient: bool) -> None:
-        """Holds the model until the stack ends. A patient run waits while another job has it, unless it is told to end."""
+    def _take_model(self, stack: ExitStack, host: Host, patient: bool) -> bool:
+        """Holds the model until the stack ends. A patient run waits while another job has it; False where it is told to end meanwhile."""
         while True:
             try:
                 stack.enter_context(host.exclusive())
-                return
+                return True
             except HostBusy:
-                if not patient or self.ending:
+                if not patient:
                     raise
+                if self.ending:
+                    return False
             time.sleep(PATIENCE)
 
     def _note(self, event: Progress) -> None:
@@ -181,6 +185,13 @@ class Job:
                 self.events.append(event)
 
 
+def _cancelled() -> Progress:
+    """What a run says that was told to end before its turn."""
+    from .run import Progress  # with PyTorch, which a page that never trains never loads
+
+    return Progress("cancelled", message="Cancelled before the first step.")
+
+
 class Jobs:
     """Starts runs on a host, one at a time, and remembers the last one. When one ends, in whatever way, the next of the queue begins."""
 
@@ -199,6 +210,12 @@ class Jobs:
                 raise HostBusy(f"A training run is going on already ({self.current.config.name}); stop it first or wait for its end.")
             return self._launch(trainer or self._new_trainer(config), config, resume, overwrite)
 
+    def check_idle(self) -> None:
+        """Raises `HostBusy` while a run has the model, or waits for it: who needs the model otherwise would wait for the run's end without a word."""
+        job = self.current
+        if job is not None and job.running:
+            raise HostBusy(f"The model is busy with a training run ({job.config.name}); stop it first or wait for its end.")
+
     def add(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False, sweep: str = "") -> Waiting:
         """Puts a run at the end of the queue; it begins at once where it is the first, nothing is running and the queue is not held.
 
@@ -209,18 +226,19 @@ class Jobs:
         return one
 
     def add_sweep(self, sweep: Sweep, runs: Sequence[TrainingConfig], overwrite: bool = False) -> None:
-        """Puts the runs of a sweep at the end of the queue, all of them or none. Raises what `Queue.add` raises."""
+        """Puts the runs of a sweep at the end of the queue, all of them or none. Raises what `Queue.add` raises, and `TrainingFailed` where it cannot be noted."""
         from .sweep import keep
 
         added = []
         try:
             for config in runs:
                 added.append(self.queue.add(config, overwrite=overwrite, sweep=sweep.name))
+            keep(sweep, self.host.folders)
         except HypernetworkError:
             for one in added:
-                self.queue.remove(one.number)
+                with suppress(NotThere):  # it has begun meanwhile, or was taken out
+                    self.queue.remove(one.number)
             raise
-        keep(sweep, self.host.folders)
         self.go_on()
 
     def go_on(self) -> None:

@@ -28,12 +28,14 @@ class Aside(Folders):
 class Rerun:
     """Used as a trainer: `run` yields what happens, `stop` and `cancel` may come from any thread."""
 
-    def __init__(self, folder: str | Path, into: str | Path | None = None) -> None:
-        """`folder` is a run's; what is made goes `into` a folder, by default one within it. Raises `ConfigError` for what cannot be repeated."""
+    def __init__(self, folder: str | Path, into: str | Path | None = None, loss_function: str = "") -> None:
+        """`folder` is a run's; what is made goes `into` a folder, by default one within it. A function that the run names for its loss is code that is
+        run, so whoever asks has to name it as well, as `loss_function`. Raises `ConfigError` for what cannot be repeated."""
         folder = Path(folder).resolve()
         self.folder = RunFolder(folder.parent, folder.name)
         self.about, self.result = self.folder.about(), self.folder.result()
         self.parts = _parts(self.folder.path, self.about)
+        _check_loss(self.parts, loss_function)
         self.into = Path(into) if into else folder / "rerun"
         if (self.into / f"{self.name}.safetensors").exists():
             raise ConfigError(f"There is a file {self.name}.safetensors in {self.into} already; name another folder.")
@@ -110,13 +112,20 @@ class Rerun:
 def _parts(folder: Path, about: dict[str, Any]) -> list[tuple[int, TrainingConfig]]:
     """From which step on with which options. Raises `ConfigError` where a run cannot be repeated, with the reason."""
     if not about.get("parts"):
-        raise ConfigError(f"{folder} is no folder of a run that says how it was made.")
+        raise ConfigError(f"{folder} is no folder of a run that says how it was made, or its config.json was damaged.")
     if about.get("began_from"):
         raise ConfigError(f"The run in {folder} went on with {about['began_from']}, which its folder does not hold, so it cannot be repeated.")
-    try:
-        parts = [(int(part["from_step"]), read(TrainingConfig, part["options"]), part["pictures"]) for part in about["parts"]]
-    except (TypeError, ValueError, KeyError, AttributeError):
-        raise ConfigError(f"The config.json in {folder} was damaged.") from None
+    parts = [(part["from_step"], read(TrainingConfig, part["options"]), part["pictures"]) for part in about["parts"]]
     if len({pictures for _, _, pictures in parts}) > 1:
         raise ConfigError(f"The pictures of the run in {folder} were changed while it paused, so it cannot be repeated.")
     return [(step, config) for step, config, _ in parts]
+
+
+def _check_loss(parts: list[tuple[int, TrainingConfig]], allowed: str) -> None:
+    """Raises `ConfigError` where the folder, which may come from anybody, names code that was not `allowed`."""
+    for _, config in parts:
+        if (named := config.loss_function.strip()) and named != allowed.strip():
+            raise ConfigError(
+                f"The run computes its loss with {named}, which is code of this machine, named by the folder: "
+                f"if it is to be run, repeat it with --loss-function {named}."
+            )

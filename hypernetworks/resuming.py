@@ -66,8 +66,5 @@ def _structure(facts: FileFacts) -> dict[str, Any]:
 
 def _of_this_machine(run: RunFolder) -> dict[str, str]:
     """The options that name places of this machine, as the run was started with them here."""
-    try:
-        asked = dict(run.about().get("options", {}))
-    except (OSError, ValueError, TypeError, AttributeError):  # damaged from outside
-        asked = {}
+    asked = run.about().get("options", {})
     return {name: value if isinstance(value := asked.get(name, ""), str) else "" for name in OF_THIS_MACHINE}

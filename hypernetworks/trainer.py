@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from .files import check_name
 from .forecast import SMALL, Forecast, foresee, model_bytes
 from .host import Host
 from .learner import check_options
+from .locks import RUN, held
 from .manifest import manifest
 from .memory import is_out_of_memory, out_of_memory
 from .objective import Objective
 from .preview_lines import check_lines
-from .processes import any_of, make_accelerator
+from .processes import any_of, is_main, make_accelerator
 from .run import Orders, Progress, Run
 from .saving import raw_path
 from .trainees import Network, Trainee, check_trainable, trainee_for
@@ -74,18 +75,24 @@ class HypernetworkTrainer:
 
         `dataset` is a folder or a read one (default: the configuration's folder), `host` the model (default: the embedded one).
         `resume` goes on from the run's last checkpoint, else from the file of that name. `overwrite` allows to replace that file.
-        Raises `NameTaken` where the file exists and neither was asked for.
+        Raises `NameTaken` where the file exists and neither was asked for, and where a run of that name is going on.
         """
         host = host or _standalone_host()
-        check_name(self.config.name)
+        folder = RunFolder(host.folders.runs, check_name(self.config.name))
         trainee = trainee_for(self.hypernetwork, self.config, host)
         objective = Objective(self.config, host)
         check_options(self.config)
         check_lines(self.config, host)
-        folder = RunFolder(host.folders.runs, self.config.name)
-        self._check_free(trainee, folder, resume, overwrite)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
+        with _alone(folder):
+            self._check_free(trainee, folder, resume, overwrite)
+            yield from self._events(dataset, trainee, folder, objective, resume)
+
+    def _events(
+        self, dataset: str | Path | Dataset | None, trainee: Trainee, folder: RunFolder, objective: Objective, resume: bool
+    ) -> Iterator[Progress]:
+        host = trainee.host
         accelerator = make_accelerator(self.config.mixed_precision, host.device)
         with accelerator.main_process_first():  # what it encodes the others find on the disk
             dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
@@ -158,6 +165,23 @@ class HypernetworkTrainer:
             raise NameTaken(f"There is a file {pt.name} already; replace it, choose another name, or turn off Also write .pt (also_pt).")
         if _saves_both(vars(self.config)) and raw.exists() and not (overwrite or _saves_both(before)):
             raise NameTaken(f"There is a file {raw.name} already; replace it, choose another name, or turn off Save both (ema_save_both).")
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Within it nobody else trains in the folder, which is not left empty. Raises `NameTaken` where somebody does. Of several processes that train
+    one network the main one speaks for all."""
+    if not is_main():
+        yield
+        return
+    try:
+        with held(folder.path / RUN) as ours:
+            if not ours:
+                raise NameTaken(f"A run named {folder.path.name!r} is going on already, here or in another program; wait for its end, or choose another name.")
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty once the run has begun
+            folder.path.rmdir()
 
 
 def _saves_both(options: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from training_runs import equal, weights
 from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES
-from hypernetworks.errors import HostBusy
+from hypernetworks.errors import DatasetError, HostBusy, NameTaken
 from hypernetworks.files import load
 from hypernetworks.jobs import Jobs
 from hypernetworks.trainees import ResidualTrainee
@@ -119,3 +119,24 @@ def test_during_a_run_the_standalone_model_is_refused_with_a_sentence_and_free_a
     assert job.wait(240)
     with host.exclusive():
         pass
+
+
+def test_a_second_run_of_a_name_that_is_in_training_is_refused_and_changes_nothing(host):
+    first = HypernetworkTrainer(config=QUICK | {"checkpoint_every": 0}).run(host=host)
+    while next(first).kind != "step":
+        pass
+    run = RunFolder(host.folders.runs, "quick")
+    half_written = run.path / ".state.pt.01234567.pt"
+    half_written.touch()
+    for how in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(NameTaken, match="A run named 'quick' is going on already, here or in another program"):
+            next(HypernetworkTrainer(config=QUICK).run(host=host, **how))
+    assert len(run.rows()) == 1 and half_written.exists()
+    assert [event.step for event in first if event.kind == "step"] == [2, 3, 4] and len(run.rows()) == 4
+    assert list(HypernetworkTrainer(config=QUICK).run(host=host, overwrite=True))[-1].kind == "finished"
+
+
+def test_a_run_that_comes_to_nothing_leaves_no_folder(host, tmp_path):
+    with pytest.raises(DatasetError):
+        list(HypernetworkTrainer(config=QUICK | {"dataset": str(tmp_path / "none")}).run(host=host))
+    assert not (host.folders.runs / "quick").exists()

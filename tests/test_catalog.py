@@ -108,6 +108,14 @@ def test_a_new_file_is_found_by_its_name_without_a_refresh(folder):
     assert catalog.load("new").keys == (8,)
 
 
+def test_a_new_file_that_goes_before_the_known_one_is_found_without_a_refresh(folder):
+    catalog = Catalog(folder)
+    assert [catalog.load(name).step for name in ("Sepia", "dotted", "styles/old/striped")] == [3, 5, 6]
+    for name in ("Sepia", "dotted", "styles/old/striped"):
+        save(ResidualHypernetwork({8: 8}), folder / f"{name}.safetensors")
+        assert catalog.load(name).keys == (8,) and catalog.path(name) == folder / f"{name}.safetensors"
+
+
 def test_a_network_is_loaded_once_until_its_file_changes(folder):
     catalog = Catalog(folder)
     first = catalog.load("striped")
@@ -154,6 +162,13 @@ def test_symbolic_links_are_followed_but_not_in_a_circle(folder, tmp_path_factor
     (folder / "circle").symlink_to(folder)
     names = Catalog(folder).names()
     assert "linked" in names and len(names) == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_a_link_to_itself_is_no_folder(folder):
+    (folder / "itself").symlink_to(folder / "itself")
+    (folder / "round.pt").symlink_to(folder / "round.pt")
+    assert set(Catalog(folder).names()) == {"dotted", "Sepia", "sepia", "striped", "styles/old/striped", "v1.5", "round"}
 
 
 def test_threads_share_one_network(folder):

@@ -1,6 +1,8 @@
 """The library's box for a generator without a browser: exporting and refining on the embedded model."""
 import re
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ import gradio as gr
 from models import generator
 
 from hypernetworks.catalog import Catalog
+from hypernetworks.config import TrainingConfig
 from hypernetworks.embedded import PICTURES
 from hypernetworks.exporting import export
 from hypernetworks.generator_files import save_generator
@@ -80,6 +83,15 @@ def test_what_cannot_be_exported_is_one_sentence(box, values, sentence):
 def test_what_cannot_be_refined_is_one_sentence(box, dataset, steps, sentence):
     (html,) = box.refine(dataset, steps, "maker", "", 1, *chosen(NOTHING))
     assert 'role="alert"' in html and sentence in words(html) and box.jobs.current is None
+
+
+def test_during_a_run_exporting_is_refused_at_once(box):
+    gate = threading.Event()
+    trainer = SimpleNamespace(run=lambda **how: iter([gate.wait(10)][:0]), stop=gate.set, cancel=gate.set)
+    job = box.jobs.start(TrainingConfig(name="ink"), trainer=trainer)
+    html = box.export("maker", "", 1, *chosen([TASK, "", "", "etching"]))
+    gate.set()
+    assert job.wait(10) and "The model is busy with a training run (ink); stop it first or wait for its end." in words(html)
 
 
 def test_refining_tells_how_far_it_is_and_then_where_the_file_is(box):

@@ -201,12 +201,19 @@ def test_a_configuration_is_a_network_at_work():
         (dict(generator="a", text="b"), ActiveNetwork("a", condition=ConditionSource("text", "b"))),
         (dict(generator="a", reference="0123456789", strength=0.5), ActiveNetwork("a", 0.5, condition=ConditionSource("reference", "0123456789"))),
         (dict(generator="a", task="b", text2="c"), ActiveNetwork("a", condition=ConditionSource("task", "b"), second=ConditionSource("text", "c"), blend=0.5)),
-        (dict(generator="a", task="b", blend=0.3), ActiveNetwork("a", condition=ConditionSource("task", "b"))),
         (dict(generator="<hypernet:a:0.8:k=0.5:task=b>", strength=0.5), ActiveNetwork("a", 0.4, 0.5, condition=ConditionSource("task", "b"))),
         (dict(generator="<hypernet:a:start=0.2>", text="c"), ActiveNetwork("a", start=0.2, condition=ConditionSource("text", "c"))),
         (
             dict(generator="<hypernet:a:task=b:text2=d:blend=0.9>", task="c"),
             ActiveNetwork("a", condition=ConditionSource("task", "c"), second=ConditionSource("text", "d"), blend=0.9),
+        ),
+        *(
+            (values | dict(text="a"), ActiveNetwork("g", condition=ConditionSource("text", "a"), second=ConditionSource("text", "b"), blend=blend))
+            for values, blend in (
+                (dict(generator="<hypernet:g:text2=b>", blend=0.8), 0.8), (dict(generator="<hypernet:g:text2=b:blend=0.2>", blend=0), 0),
+                (dict(generator="<hypernet:g:text2=c:blend=0.2>", text2="b"), 0.2), (dict(generator="<hypernet:g:blend=0.2>", text2="b"), 0.2),
+                (dict(generator="<hypernet:g:text2=c:blend=0.2>", text2="b", blend=0.5), 0.5), (dict(generator="g", text2="b", blend="0.3"), 0.3),
+            )
         ),
     ):
         assert asked(read(ExportConfig, values)) == active
@@ -215,6 +222,7 @@ def test_a_configuration_is_a_network_at_work():
 @pytest.mark.parametrize("values, words", [
     (dict(text="a", task="b"), "text and task are given"),
     (dict(text="a", text2="a", reference2="0123456789"), "text2 and reference2 are given"),
+    (dict(text="a", blend=0.3), "A blend of 0.3 is the share of a second condition, and none is given"),
     (dict(generator="", text="a"), "Say which generator"),
     (dict(generator="a cat <hypernet:a>"), "one tag"),
     (dict(generator="<hypernet:a> <hypernet:b>"), "one tag"),

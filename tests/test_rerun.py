@@ -138,6 +138,22 @@ def test_a_model_that_is_another_is_named(host, pictures, capsys):
     assert "torch was 1.0 and is" in capsys.readouterr().err and (folder.path / "aside" / "quick.safetensors").exists()
 
 
+def test_code_that_the_folder_names_is_run_only_if_it_is_named_again(host, pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "strangers_losses.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef square(a, b):\n    return (a - b) ** 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trained(host, pictures, max_steps=1, preview_every=0)
+    folder = host.folders.runs / "quick"
+    file = folder / "config.json"
+    about = json.loads(file.read_text())
+    about["parts"][0]["options"]["loss_function"] = "strangers_losses.square"
+    file.write_text(json.dumps(about))
+    for flags in ([], ["--loss-function", "strangers_losses.other"]):
+        assert main(["rerun", str(folder), *flags]) == 2
+        assert "strangers_losses.square, which is code" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert main(["rerun", str(folder), "--loss-function", "strangers_losses.square"]) == 0
+    assert (tmp_path / "ran").exists()
+
+
 def test_manifests_differ_only_where_pictures_do(pictures):
     (pictures / "04-mask.png").write_bytes((pictures / "04.png").read_bytes())
     first = manifest(read_folder(pictures).pictures)

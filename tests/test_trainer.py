@@ -359,3 +359,18 @@ def test_a_file_tells_the_name_of_the_folder_of_pictures_but_not_where_it_lies()
     config = TrainingConfig(name="ink", dataset="/home/somebody/pictures/ink drawings")
     metadata = training_metadata(config, ModelFacts("m", "h", "sd1", "epsilon", 512), 3, None)
     assert "somebody" not in str(metadata) and "ink drawings" in metadata["settings"]
+
+
+@pytest.mark.parametrize("damaged", [
+    {"options": [1]}, {"options": "x"}, {"parts": [1]}, {"parts": [{}]}, {"parts": {}}, {"parts": [{"from_step": "0", "options": {}, "pictures": ""}]}, {"date": 3},
+    {"model": []}, {"began_from": None}, {"surroundings": 1},
+])  # fmt: skip
+def test_a_run_goes_on_where_its_config_was_damaged(host, damaged):
+    events(trainer(max_steps=1), host)
+    run = RunFolder(host.folders.runs, "quick")
+    file = run.path / "config.json"
+    file.write_text(json.dumps(run.about() | damaged))
+    assert run.about() == {}
+    assert events(trainer(max_steps=2), host, resume=True)[-1].step == 2
+    (part,) = run.about()["parts"]
+    assert part["from_step"] == 1 and run.about()["options"]["max_steps"] == 2

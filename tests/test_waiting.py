@@ -8,8 +8,9 @@ from one_job_host import OneJobHost
 
 from hypernetworks import sweep
 from hypernetworks.config import TrainingConfig, plain, read
-from hypernetworks.errors import HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
+from hypernetworks.errors import DiskFull, HostBusy, NameRefused, NameTaken, NotThere, TrainingFailed
 from hypernetworks.jobs import Jobs
+from hypernetworks.locks import held
 from hypernetworks.waiting import Queue
 
 
@@ -148,7 +149,8 @@ def test_a_run_of_the_queue_waits_for_a_model_in_use_and_can_be_stopped_meanwhil
         jobs.add(config("b"))
         jobs.current.cancel()
         assert jobs.current.wait(10)
-    assert jobs.queue.ended[0].sentence == "The model is busy." and trainers.names() == ["a"]
+    (last, _) = jobs.queue.ended
+    assert (last.state, last.sentence) == ("cancelled", "Cancelled before the first step.") and jobs.current.error is None and trainers.names() == ["a"]
 
 
 def test_a_restart_finds_the_queue_with_the_run_that_was_cut_off_and_begins_nothing(host, jobs, trainers):
@@ -215,6 +217,20 @@ def test_a_sweep_is_queued_as_a_whole_and_its_table_follows(host, jobs, trainers
     assert [one.sweep for one in Queue(lambda: host.folders).waiting] == []
 
 
+def test_a_sweep_that_cannot_be_noted_is_not_queued_and_what_has_begun_meanwhile_goes_on(jobs, monkeypatch):
+    made = sweep.make({"name": "a", "dataset": "pictures"}, {"max_steps": [1, 2]})
+
+    def full(*arguments):
+        jobs.go_on()  # as when a run ends now
+        raise DiskFull("The disk is full.")
+
+    monkeypatch.setattr(sweep, "keep", full)
+    with pytest.raises(DiskFull):
+        jobs.add_sweep(made, made.runs)
+    assert jobs.queue.waiting == [] and jobs.current.config == made.runs[0]
+    jobs.current.cancel()
+
+
 def test_threads_that_add_at_once_lose_nothing(host):
     queue = Queue(lambda: host.folders)
     threads = [threading.Thread(target=lambda part=part: [queue.add(config(f"{part} {number}")) for number in range(5)]) for part in range(4)]
@@ -224,3 +240,83 @@ def test_threads_that_add_at_once_lose_nothing(host):
         thread.join()
     assert len({one.number for one in queue.waiting}) == 20
     assert sorted(names(Queue(lambda: host.folders))) == sorted(names(queue))
+
+
+def test_two_programs_see_the_same_queue_and_lose_nothing_of_each_other(host):
+    here, there = Queue(lambda: host.folders), Queue(lambda: host.folders)
+    assert here.waiting == there.waiting == []
+    changes = here.changes
+    first, second = here.add(config("a")), there.add(config("b"))
+    assert (first.number, second.number) == (1, 2) and names(here) == names(there) == ["a", "b"] and here.changes > changes + 1
+    with pytest.raises(NameTaken):
+        here.add(config("b"))
+    there.move(second.number, 0)
+    here.remove(first.number)
+    assert names(there) == ["b"]
+    assert there.take() == second and names(here) == []
+    with pytest.raises(NameTaken):
+        here.add(config("b"))
+    there.finish(second, "finished", "Saved b.")
+    assert [one.name for one in here.ended] == ["b"]
+
+
+def test_programs_that_add_at_once_lose_nothing(host):
+    queues = [Queue(lambda: host.folders) for _ in range(4)]
+    threads = [threading.Thread(target=lambda queue=queue, part=part: [queue.add(config(f"{part} {number}")) for number in range(5)]) for part, queue in enumerate(queues)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one.number for one in Queue(lambda: host.folders).waiting}) == 20
+    assert all(len(queue.waiting) == 20 for queue in queues)
+
+
+def test_a_program_begins_its_own_runs_and_those_that_it_is_told_to_go_on_with(host):
+    here, there = Queue(lambda: host.folders), Queue(lambda: host.folders)
+    here.add(config("a"))
+    assert there.take() is None
+    there.add(config("b"))
+    assert here.take().config.name == "a" and here.take() is None
+    here.hold(False)
+    assert here.take().config.name == "b" and there.take() is None
+
+
+def test_a_run_in_training_elsewhere_is_not_one_that_was_cut_off(host, jobs, trainers):
+    jobs.add(config("a"))
+    with held(host.folders.runs / "a" / "run.lock"):  # as its trainer does
+        other = Queue(lambda: host.folders)
+        assert names(other) == [] and not other.held
+    other.add(config("b"))
+    finish(jobs, trainers, "a")
+    assert names(jobs.queue) == names(other) == ["b"] and [one.name for one in other.ended] == ["a"]
+
+
+def test_a_run_that_was_cut_off_is_found_by_one_program_only(host):
+    before = Queue(lambda: host.folders)
+    before.add(config("a"))
+    before.take()  # as if killed
+    first, second = Queue(lambda: host.folders), Queue(lambda: host.folders)
+    assert names(first) == names(second) == ["a"]
+    first.hold(False)
+    assert first.take().config.name == "a" and names(second) == []
+
+
+def test_what_could_not_be_kept_is_not_forgotten(host, monkeypatch):
+    def full(*arguments):
+        raise TrainingFailed("The disk is full.")
+
+    queue = Queue(lambda: host.folders)
+    queue.add(config("a"))
+    with monkeypatch.context() as patched:
+        patched.setattr("hypernetworks.waiting.write_atomically", full)
+        queue.add(config("b"))
+    queue.add(config("c"))
+    assert names(queue) == names(Queue(lambda: host.folders)) == ["a", "b", "c"]
+
+
+def test_a_queue_with_one_run_alone_in_training_is_read(host):
+    Queue(lambda: host.folders).add(config("a"))
+    file = host.folders.data / "queue.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"running": kept["waiting"][0], "waiting": []}))
+    assert names(Queue(lambda: host.folders)) == ["a"]

@@ -1,7 +1,11 @@
 """What the extension puts into a web UI's own lists: settings, cards, tabs; and the folders that they show."""
+import ast
 import base64
 import io
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -29,6 +33,19 @@ def cards(ui):
 def card(ui, name):
     cards(ui).refresh()
     return next(item for item in cards(ui).list_items() if item["name"] == name)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script")
+@pytest.mark.parametrize("prompt, after", [
+    ("", "<hypernet:ink:1>"), ("a <hypernet:ink2:1>", "a <hypernet:ink2:1> <hypernet:ink:1>"), ("a <hypernet:ink:0.5>", "a <hypernet:ink:0.5>"),
+    ("<hypernet:ink>", "<hypernet:ink>"),
+])  # fmt: skip
+def test_try_it_adds_the_tag_unless_it_is_there(prompt, after):
+    source = (Path(web_ui.ROOT).parents[1] / "hypernetworks" / "hosts" / "parts.py").read_text(encoding="utf-8")
+    (script,) = [ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign) and node.targets[0].id == "TRY_SCRIPT"]
+    page = f"const box = {{value: {json.dumps(prompt)}}}, gradioApp = () => ({{querySelector: () => box}}), updateInput = () => 0, switch_to_txt2img = () => 0;"
+    told = subprocess.run(["node", "-e", f"{page}({script})('ink'); console.log(box.value)"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == after
 
 
 def test_there_is_one_page_of_cards_beside_the_web_uis_others(ui):

@@ -17,7 +17,7 @@ from .generation import Generation
 SECTION = ("hypernetworks", "Hypernetworks")
 TRY_SCRIPT = """(name) => {
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
-    if (!prompt.value.includes(`<hypernet:${name}`)) prompt.value = `${prompt.value} <hypernet:${name}:1>`.trim();
+    if (![":", ">"].some((end) => prompt.value.includes(`<hypernet:${name}${end}`))) prompt.value = `${prompt.value} <hypernet:${name}:1>`.trim();
     updateInput(prompt);
     switch_to_txt2img();
 }"""  # the page's own functions (script.js, javascript/ui.js)

@@ -72,6 +72,7 @@ class ExportBox:
 
         try:
             active = self._active(generator, strength, conditions)
+            self.jobs.check_idle()
             with self.host.exclusive():
                 made = export(self.host, self.library.catalog, active, name or "")
         except HypernetworkError as error:
