@@ -243,6 +243,23 @@ def test_tasks_are_the_folders(host, styles):
         events(again, styles, host)
 
 
+def test_tasks_keep_the_numbers_that_the_file_gives_them(host, own_styles):
+    options = dict(conditions="task", condition_dropout=0.0, optimizer_arguments="weight_decay=0.0")
+    events(trainer(**options), own_styles, host)
+    shutil.rmtree(host.folders.runs / "family")
+    shutil.rmtree(own_styles / "dotted")
+    before = load_generator(host.folders.networks / "family.safetensors").encoder.adapters["task"].weight
+    one = trainer(**options | {"conditions": "text", "max_steps": 6})  # what the file can be told counts, not what is asked
+    events(one, own_styles, host, resume=True)
+    after = one.hypernetwork.encoder.adapters["task"].weight
+    assert one.hypernetwork.structure.tasks == ("dotted", "sepia", "striped")
+    assert [before[number].equal(after[number]) for number in range(3)] == [True, False, False]
+    (own_styles / "sepia").rename(own_styles / "etching")
+    shutil.rmtree(host.folders.runs / "family")
+    with pytest.raises(ConfigError, match="knows no task 'etching'"):
+        events(trainer(**options), own_styles, host, resume=True)
+
+
 def test_previews_are_drawn_for_references(host, styles):
     found = events(trainer(preview_every=3, preview_steps=2, conditions="image"), styles, host)
     previews = [event for event in found if event.kind == "preview"]
