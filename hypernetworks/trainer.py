@@ -80,7 +80,7 @@ class HypernetworkTrainer:
         check_name(self.config.name)
         trainee = trainee_for(self.hypernetwork, self.config, host)
         objective = Objective(self.config, host)
-        check_options(self.config)
+        check_options(self.config, host.device)
         check_lines(self.config, host)
         folder = RunFolder(host.folders.runs, self.config.name)
         self._check_free(trainee, folder, resume, overwrite)

@@ -365,6 +365,17 @@ def keys_of_every_block(host):
     return new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": True})).keys
 
 
+@pytest.mark.parametrize("options, named", [
+    ({"optimizer_arguments": "beta=3"}, "beta"), ({"optimizer_arguments": "betas=(2, 0.9)"}, "2"), ({"optimizer": "Muon"}, "biases"),
+    ({"optimizer_arguments": "capturable=True"}, "does not fit"),
+])  # fmt: skip
+def test_an_optimizer_that_does_not_fit_is_refused_before_anything_is_encoded(host, options, named):
+    run, seen = trainer(**options).run(host=host), []
+    with pytest.raises(ConfigError, match=named):
+        seen += run
+    assert seen == [] and not (host.folders.data / "latents").exists()
+
+
 def test_the_newest_checkpoints_are_kept(host):
     events(trainer(checkpoint_every=1, checkpoints_kept=2), host)
     folder = RunFolder(host.folders.runs, "quick")
