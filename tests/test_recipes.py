@@ -252,6 +252,16 @@ def test_an_untrained_network_keeps_what_it_is_to_keep(host, tmp_path):
     assert losses(events(trainer(**values, max_steps=1, name="masked"), host)) == [pytest.approx(wanted, rel=1e-4)]
 
 
+def test_whether_the_models_own_prediction_is_needed_is_known_without_looking_at_the_device(host):
+    made = batches(host, regularization=str(PICTURES / "striped"), regularization_target="model", batch_size=6)
+    batch = made.at(1, 0)
+    regular = batch.regular.tolist()
+    batch.regular = batch.regular.to("meta")  # which cannot be asked for values
+    objective = Objective(made.config, host)
+    assert objective.keeps(batch)
+    assert [objective.keeps(batch.part(row, row + 1)) for row in range(6)] == regular and len(set(regular)) == 2
+
+
 def test_runs_that_keep_the_models_own_predictions_can_be_resumed(host, tmp_path):
     folder = half_masked(tmp_path / "masked")
     values = dict(dataset=folder, masks="both", masked_prior_weight=1.0, regularization=str(PICTURES / "striped"), regularization_target="model")
