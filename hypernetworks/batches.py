@@ -35,7 +35,7 @@ class Batch:
     what weights are to be generated for, one row per sample.
 
     Where they differ: what each sample counts [b], what each place counts [b, 1, h, w], noise [b, c, h, w] that the UNet sees beside the one
-    that it is to find, and whether a sample [b] shows what the model is to keep."""
+    that it is to find, and whether a sample [b] shows what the model is to keep; `keeping` says that again, to be asked without a wait for the device."""
 
     latents: Tensor
     noise: Tensor
@@ -47,6 +47,7 @@ class Batch:
     area: Tensor | None = None
     perturbation: Tensor | None = None
     regular: Tensor | None = None
+    keeping: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -167,7 +168,8 @@ class Batches:
         batch = self._batch(latents, noises, timesteps, self._conditioning(captions), sizes)
         batch.perturbation = self._perturbation(batch.noise, step, samples)
         if self.config.regularization:
-            batch.regular = torch.tensor([picture.regularization for picture in pictures], device=self.host.device)
+            batch.keeping = tuple(picture.regularization for picture in pictures)
+            batch.regular = torch.tensor(batch.keeping, device=self.host.device)
             batch.weights = torch.where(batch.regular, self.config.regularization_weight, 1.0)
         batch.area = self._area([(picture, sample.flip, sample.crop) for sample, picture in zip(samples, pictures, strict=True)])
         if batch.area is not None and self.config.unmasked_share:

@@ -2,17 +2,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .batches import LATENT_CHANNELS, PREVIEWS, Batch, Batches
+from .batches import LATENT_CHANNELS, PREVIEWS, Batch, Batches, left_out
 from .conditions import Condition
 from .config import TrainingConfig
 from .dataset import Dataset, Picture
-from .groups import References, group_names, split_groups
+from .errors import DatasetError
+from .groups import References, group_names, split_groups, with_companions
 from .host import Host
 from .latents import LatentStore
 from .plan import random_for
@@ -43,6 +43,7 @@ class GroupBatches(Batches):
                 yield done, total, "Encoding references"
             if self.reference_latents.skipped:
                 self.dataset = self.dataset.without(self.reference_latents.skipped)
+                self.warnings += left_out(self.reference_latents.skipped)
         yield from super().prepare()
         self.training_references, self.held_out_references = References(self.training), References(self.held_out)
         if self.held_out and group_names(self.held_out) == group_names(self.training):  # a single group
@@ -53,9 +54,7 @@ class GroupBatches(Batches):
         batch = super().at(step, micro_step)
         seed, samples = self.config.seed, self._samples(step, micro_step)
         kind = random_for(seed, step, micro_step, "kind of condition").choice(self.kinds)
-        pictures = [self.training[sample.picture] for sample in samples]
-        others = [self.training_references.of(p, seed, step, s.number) for p, s in zip(pictures, samples, strict=True)]
-        condition = self._condition(kind, pictures, others)
+        condition = self._condition(kind, self.training_references, [(self.training[sample.picture], step, sample.number) for sample in samples])
         dropped = torch.tensor([self._drop(step, sample.number) < 2 * self.config.condition_dropout for sample in samples])
         return dataclasses.replace(batch, condition=condition.drop(dropped))
 
@@ -73,8 +72,8 @@ class GroupBatches(Batches):
     def validation(self) -> list[Batch]:
         """As `Batches.validation`, each with the same reference every time; of several kinds of conditions the richest."""
         batches = super().validation()
-        kind = self._richest
-        conditions = [self._held_out_condition(kind, number, picture) for number, picture in enumerate(self.held_out[: len(batches)])]
+        shown = [(picture, 0, number) for number, picture in enumerate(self.held_out[: len(batches)])]
+        conditions = [self._condition(self._richest, self.held_out_references, [one]) for one in shown]
         return [
             dataclasses.replace(batch, condition=condition.select([0] * len(batch.latents)))
             for batch, condition in zip(batches, conditions, strict=True)
@@ -91,7 +90,7 @@ class GroupBatches(Batches):
     def preview_conditions(self) -> list[Condition]:
         """What previews are generated for, one row each: held-out pictures first, one of each group."""
         first_of_group = {picture.group: picture for picture in reversed([*self.held_out, *self.training])}
-        return [self._condition(self._richest, [picture], [picture]) for picture in list(first_of_group.values())[::-1][:PREVIEWS]]
+        return [self._condition_of(self._richest, [picture]) for picture in list(first_of_group.values())[::-1][:PREVIEWS]]
 
     @property
     def _richest(self) -> str:
@@ -101,10 +100,14 @@ class GroupBatches(Batches):
     def _split(self, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
         if self.kinds == ("task",):  # a task that was never trained has nothing to be generated from
             return super()._split(pictures)
-        if "image" in self.kinds:  # some may have lost their only companion to a damaged file
-            members = Counter(picture.group for picture in pictures)
-            pictures = [picture for picture in pictures if members[picture.group] > 1]
-        return split_groups(pictures, self.config.validation_share, self.config.seed)
+        share, seed = self.config.validation_share, self.config.seed
+        if "image" not in self.kinds:
+            return split_groups(pictures, share, seed)
+        training, held_out = split_groups(with_companions(pictures), share, seed)  # some may have lost theirs to a damaged file
+        training = with_companions(training)  # or in a single group to what is held out
+        if not training:
+            raise DatasetError("No folder is left with two pictures to train on: a generator learns from one picture of a style what another one looks like.")
+        return training, held_out
 
     def _wanted_captions(self) -> list[str]:
         conditions = map(self._validation_caption, self.dataset.pictures) if "text" in self.kinds else ()
@@ -117,13 +120,14 @@ class GroupBatches(Batches):
     def _drop(self, step: int, number: int) -> float:
         return random_for(self.config.seed, step, number, "dropped condition").random()
 
-    def _held_out_condition(self, kind: str, number: int, picture: Picture) -> Condition:
-        return self._condition(kind, [picture], [self.held_out_references.of(picture, self.config.seed, 0, number)])
+    def _condition(self, kind: str, references: References, shown: Sequence[tuple[Picture, int, int]]) -> Condition:
+        """One row for each (picture, step, sample), of another picture of the group where the picture itself would be copied."""
+        return self._condition_of(kind, [references.of(picture, self.config.seed, *drawn) if kind == "image" else picture for picture, *drawn in shown])
 
-    def _condition(self, kind: str, pictures: Sequence[Picture], others: Sequence[Picture]) -> Condition:
-        """One row per picture."""
+    def _condition_of(self, kind: str, pictures: Sequence[Picture]) -> Condition:
+        """One row per picture, each with what the picture itself says."""
         if kind == "image":
-            return Condition(image=self._references(others))
+            return Condition(image=self._references(pictures))
         if kind == "task":
             return Condition(task=torch.tensor([self.tasks.index(picture.group) for picture in pictures]))
         return Condition(text=torch.cat([self._text(self._validation_caption(picture)) for picture in pictures]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ def split_groups(pictures: Sequence[Picture], share: float, seed: int) -> tuple[
     )
 
 
+def with_companions(pictures: Sequence[Picture]) -> list[Picture]:
+    """Those that have another one of their group among them."""
+    members = Counter(picture.group for picture in pictures)
+    return [picture for picture in pictures if members[picture.group] > 1]
+
+
 class References:
     """For every picture the others of its group."""
 
@@ -72,7 +78,7 @@ class References:
             self.groups[picture.group].append(picture)
 
     def of(self, picture: Picture, seed: int, step: int, sample: int) -> Picture:
-        """Another picture of the same group, drawn anew for each (seed, step, sample)."""
+        """Another picture of the same group, of which there must be one, drawn anew for each (seed, step, sample)."""
         others = [other for other in self.groups[picture.group] if other.path != picture.path]
         return random_for(seed, step, sample, "reference").choice(others)
 

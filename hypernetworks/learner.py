@@ -17,12 +17,11 @@ from .memory import Offload
 from .optimizers import (
     averages_weights,
     evaluating,
-    find_optimizer,
     finds_own_rate,
     make_optimizer,
-    read_arguments,
     restore,
     set_training,
+    trial_optimizer,
 )
 from .preview_lines import read_lines
 from .processes import average_gradients
@@ -38,12 +37,12 @@ def learning_rate(config: TrainingConfig) -> LearningRate:
     )  # fmt: skip
 
 
-def check_options(config: TrainingConfig) -> None:
-    """Raises `ConfigError` for what would only be found out once every picture is encoded."""
+def check_options(config: TrainingConfig, device: torch.device) -> None:
+    """Raises `ConfigError` for what would only be found out once every picture is encoded. `device` is where the network will be trained."""
     learning_rate(config)
     parse_stages(config.clip_schedule, "Clipping over time")
-    find_optimizer(config.optimizer)
-    read_arguments(config.optimizer_arguments)
+    if averages_weights(trial_optimizer(config.optimizer, config.optimizer_arguments, device)) and config.ema_decay:
+        raise ConfigError(f"{config.optimizer} averages the weights itself: set Average of weights (ema_decay) to 0.")
     read_lines(config.preview_prompts)
     check_board(config)
     for name in ("early_stop", "keep_best"):
@@ -53,7 +52,7 @@ def check_options(config: TrainingConfig) -> None:
 
 
 class Learner:
-    """The trainee's network and what changes its weights. The trainee has begun. Raises `ConfigError` for options that do not fit together."""
+    """The trainee's network and what changes its weights. The trainee has begun, and `check_options` has found nothing."""
 
     def __init__(self, trainee: Trainee, config: TrainingConfig, accelerator: Any) -> None:
         self.trainee, self.config, self.accelerator = trainee, config, accelerator
@@ -67,11 +66,8 @@ class Learner:
         self.offload = Offload(self.optimizer) if config.optimizer_offload else None
         self.average = Average(self.network, config.ema_decay) if config.ema_decay else None
         self.warnings: list[str] = []
-        if averages_weights(self.optimizer):
-            if self.average is not None:
-                raise ConfigError(f"{config.optimizer} averages the weights itself: set Average of weights (ema_decay) to 0.")
-            if config.rate_schedule != "constant":
-                self.warnings.append(f"{config.optimizer} is meant to go without a schedule: set Rate over time (rate_schedule) to constant.")
+        if averages_weights(self.optimizer) and config.rate_schedule != "constant":
+            self.warnings.append(f"{config.optimizer} is meant to go without a schedule: set Rate over time (rate_schedule) to constant.")
 
     def set_rate(self, step: int, steps: int, share: float) -> float:
         """Sets the rate of a step, times `share`; gives the first network's."""

@@ -14,7 +14,7 @@ from .config import TrainingConfig
 from .dataset import Picture, UnreadablePicture, crop_of, open_alpha, open_picture
 from .latents import LatentStore
 
-KEPT = 4096  # masks in memory; one of a 512 x 512 picture is 16 KB
+KEPT = 512  # masks in memory, as bytes; one of a 1024 x 1024 picture is 16 KB
 NAMED = 3  # files that a warning names
 
 
@@ -25,7 +25,7 @@ class MaskStore:
     def __init__(self, latents: LatentStore, config: TrainingConfig) -> None:
         """`latents` says how pictures are cut."""
         self.latents, self.config = latents, config
-        self.get = lru_cache(KEPT)(self._weights)  # (picture, mirrored, crop)
+        self._kept = lru_cache(KEPT)(self._cells)
 
     def prepare(self, pictures: Sequence[Picture]) -> list[tuple[Path, str]]:
         """Reads every mask. Gives the pictures that cannot be used, each with the reason."""
@@ -34,7 +34,7 @@ class MaskStore:
             return problems
         for picture in pictures:
             try:
-                if not self.get(picture, False, 0).any():
+                if not self._weights(self._cells(picture, False, 0)).any():
                     problems.append((picture.path, "has a mask that leaves nothing of it"))
             except UnreadablePicture as error:
                 problems.append((picture.path, f"has a mask that {error.reason} ({error.path.name})"))
@@ -50,19 +50,26 @@ class MaskStore:
             return ["No picture has a mask, so all places count: a mask of cat.jpg is called cat-mask.png."]
         return []
 
-    def _weights(self, picture: Picture, flip: bool, crop: int) -> Tensor:
+    def get(self, picture: Picture, flip: bool, crop: int) -> Tensor:
+        """The weights [1, h, w] of a view. Raises `UnreadablePicture`."""
+        return self._weights(self._kept(picture, flip, crop))
+
+    def _weights(self, cells: Tensor) -> Tensor:
+        return self.config.unmasked_weight + (1 - self.config.unmasked_weight) * (cells.float() / 255)
+
+    def _cells(self, picture: Picture, flip: bool, crop: int) -> Tensor:
+        """[1, h, w] uint8, 255 within the mask. Bytes all the way: large floats between those that are kept would leave gaps in the memory."""
         bucket, factor = self.latents.bucket(picture), self.latents.factor
         mask = self._open(picture)
         if mask is None:
-            return torch.ones(1, bucket.height // factor, bucket.width // factor)
+            return torch.full((1, bucket.height // factor, bucket.width // factor), 255, dtype=torch.uint8)
         mask = ImageOps.invert(mask) if self.config.invert_masks else mask
         place = crop_of(picture.width, picture.height, bucket, crop)
         mask = mask.resize((place.width, place.height), Image.Resampling.BILINEAR)
         mask = mask.crop((place.left, place.top, place.left + bucket.width, place.top + bucket.height))
         if flip:
             mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        cells = torch.nn.functional.avg_pool2d(torch.from_numpy(numpy.array(mask)).float()[None] / 255, factor)
-        return self.config.unmasked_weight + (1 - self.config.unmasked_weight) * cells
+        return torch.from_numpy(numpy.array(mask.reduce(factor)))[None]
 
     def _open(self, picture: Picture) -> Image.Image | None:
         """The mask (L) at any size; None where the picture has none."""

@@ -42,8 +42,7 @@ class Objective:
     def keeps(self, batch: Batch) -> bool:
         """Whether the loss needs what the model itself predicts, without the network."""
         outside = self.config.masked_prior_weight > 0 and batch.area is not None
-        regular = self.config.regularization_target == "model" and batch.regular is not None
-        return outside or (regular and bool(batch.regular.any()))
+        return outside or (self.config.regularization_target == "model" and any(batch.keeping))
 
     def loss(self, predicted: Tensor, batch: Batch, kept: Tensor | None = None) -> Tensor:
         """One number for the UNet's output [b, c, h, w]; `kept` is what the model itself predicts, where `keeps` says so."""

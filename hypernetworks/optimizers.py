@@ -16,7 +16,12 @@ from .errors import ConfigError
 
 AUTO_RATE = 0.384  # the automatic learning rate times a network's width: 3e-3 at width 128, 5e-4 at 768
 START_RATE = 1e-3  # until training sets that of its first step
-UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # LBFGS wants the loss evaluated again and again, SparseAdam sparse gradients
+UNFIT = {
+    "Optimizer": "it is what all of them are made of",
+    "LBFGS": "it wants the loss evaluated again and again",
+    "SparseAdam": "it wants sparse gradients",
+    "Muon": "it takes matrices only, and networks have biases too",
+}
 OWN_RATE = ("Prodigy", "DAdapt")  # how the names begin of those that find the rate themselves; theirs is a multiple of it, and 1 is usual
 
 
@@ -78,6 +83,8 @@ def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
     Raises `ConfigError` that names the nearest one, or the command that installs the package.
     """
     before, _, last = name.strip().rpartition(".")
+    if last in UNFIT:
+        raise ConfigError(f"Optimizer: {last} does not fit, since {UNFIT[last]}; choose another one.")
     if not before and last in optimizer_names():
         return getattr(torch.optim, last)
     packages = [package for package in PACKAGES if before in ("", package.module, package.pip, package.module.partition(".")[0])]
@@ -99,8 +106,12 @@ def _class_of(package: Package, name: str) -> type[torch.optim.Optimizer] | None
         found = getattr(importlib.import_module(package.module), name, None)
     except Exception as error:  # a package that does not fit the machine fails in its own way
         raise ConfigError(f"Optimizer: the package {package.pip} cannot be loaded here ({error}).") from error
-    fits = isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and name not in UNFIT
-    return found if fits else None
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+
+
+def trial_optimizer(name: str, arguments: str, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer over two small weights. Raises `ConfigError` where a network on that device could not be trained with it."""
+    return make_optimizer(name, arguments, [{"params": _small_weights(device)}])
 
 
 def make_optimizer(name: str, arguments: str, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -116,9 +127,8 @@ def make_optimizer(name: str, arguments: str, groups: Sequence[dict[str, Any]]) 
         if ours and not keywords.keys() & {"fused", "foreach", "capturable", "differentiable"} and _is_fused_on_cpu(kind, groups):
             keywords["fused"] = True
         optimizer = kind(groups, **keywords)
-        if not ours:
-            _try_step(kind, keywords, groups)
-    except (TypeError, ValueError) as error:
+        _try_step(kind, keywords, groups)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Optimizer arguments: {name} refuses {arguments!r}: {error}.") from None
     set_training(optimizer, True)
     return optimizer
@@ -126,8 +136,7 @@ def make_optimizer(name: str, arguments: str, groups: Sequence[dict[str, Any]]) 
 
 def _try_step(kind: type[torch.optim.Optimizer], keywords: Mapping[str, Any], groups: Sequence[dict[str, Any]]) -> None:
     """One step on two small weights: some optimizers want more than gradients (a closure, a graph), and say so only then."""
-    device = next((parameter.device for group in groups for parameter in group["params"]), torch.device("cpu"))
-    weights = [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in ((8, 4), (8,))]
+    weights = _small_weights(next((parameter.device for group in groups for parameter in group["params"]), torch.device("cpu")))
     optimizer = kind(weights, **keywords)
     set_training(optimizer, True)
     for weight in weights:
@@ -136,6 +145,11 @@ def _try_step(kind: type[torch.optim.Optimizer], keywords: Mapping[str, Any], gr
         optimizer.step()
     except Exception as error:  # a package's own kinds of errors
         raise ConfigError(f"Optimizer: {kind.__name__} does not fit ({error or type(error).__name__}); choose another one.") from error
+
+
+def _small_weights(device: torch.device) -> list[torch.nn.Parameter]:
+    """A matrix and a bias."""
+    return [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in ((8, 4), (8,))]
 
 
 def set_training(optimizer: torch.optim.Optimizer, training: bool) -> None:

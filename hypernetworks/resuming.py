@@ -8,9 +8,9 @@ from typing import Any
 from .checkpoint import RunFolder
 from .config import FOLDERS, TrainingConfig, options
 from .errors import ConfigError, HypernetworkError
-from .files import FileFacts, describe
+from .generator_files import GeneratorFacts
 from .host import Folders
-from .library import settings
+from .library import Facts, facts_of, settings
 from .networks import steps_done
 
 OF_THIS_MACHINE = (*FOLDERS, "loss_function")
@@ -29,7 +29,7 @@ def options_to_resume(folders: Folders, name: str) -> tuple[dict[str, Any], list
             f"Training goes on with .safetensors files that stand directly in {folders.networks}, and {name} is not there: "
             "convert a .pt first, or move the file."
         )
-    facts, run = describe(path), RunFolder(folders.runs, name)
+    facts, run = facts_of(path), RunFolder(folders.runs, name)
     values, unknown = _understood({**settings(facts.metadata), **_structure(facts)})
     values |= {"name": name, "description": facts.description, **_of_this_machine(run)}
     told = [f"These are the options of {name}. Press Train, then “Continue training”."]
@@ -56,12 +56,15 @@ def _understood(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return values, unknown
 
 
-def _structure(facts: FileFacts) -> dict[str, Any]:
+def _structure(facts: Facts) -> dict[str, Any]:
+    """What the file says of the network's shape, as options. A generator's folder gives what is none: the names of its tasks."""
     structure = asdict(facts.structure)
+    if isinstance(facts, GeneratorFacts):
+        return {"kind": facts.kind, **{name: value for name, value in structure.items() if name in options(TrainingConfig)}}
     del structure["last_layer_dropout"]  # no option: a note for A1111's files
     layers = [str(key) for key in facts.keys] if facts.per_layer else []
     targets = [part for part in ("attn1", "attn2") if any(layer.endswith(part) for layer in layers)]
-    return {**structure, "per_layer": facts.per_layer, **({"target_layers": targets} if targets else {})}
+    return {"kind": facts.kind, **structure, "per_layer": facts.per_layer, **({"target_layers": targets} if targets else {})}
 
 
 def _of_this_machine(run: RunFolder) -> dict[str, str]:

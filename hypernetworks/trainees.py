@@ -20,7 +20,7 @@ from .dataset import Dataset
 from .errors import ConfigError
 from .files import load, save
 from .generator import Hypernetwork, HypernetworkStructure
-from .generator_files import load_generator, save_generator
+from .generator_files import describe_generator, load_generator, save_generator
 from .group_batches import GroupBatches
 from .groups import group_names, read_groups
 from .host import Host
@@ -54,8 +54,8 @@ class Trainee:
         """The pictures of a folder."""
         return self._read(read_pictures, folder)
 
-    def batches(self, dataset: Dataset, processes: int, process: int) -> Batches:
-        """What the UNet is shown."""
+    def batches(self, dataset: Dataset, processes: int, process: int, path: Path | None = None) -> Batches:
+        """What the UNet is shown; `path` is the file that `begin` will be given."""
         return Batches(self.host, self.config, dataset, processes, process)
 
     def begin(self, path: Path | None) -> None:
@@ -177,10 +177,11 @@ class GeneratorTrainee(Trainee):
         """The pictures of a folder of folders."""
         return self._read(read_groups, folder)
 
-    def batches(self, dataset: Dataset, processes: int, process: int) -> Batches:
-        about, groups = self.network.structure if self.network is not None else self.config, group_names(dataset.pictures)
+    def batches(self, dataset: Dataset, processes: int, process: int, path: Path | None = None) -> Batches:
+        known = self.network.structure if self.network is not None else describe_generator(path).structure if path is not None else None
+        about, groups = known or self.config, group_names(dataset.pictures)
         if "task" in about.conditions:
-            self.tasks = groups if self.network is None else about.tasks
+            self.tasks = groups if known is None else known.tasks
             if unknown := sorted(set(groups) - set(self.tasks)):
                 raise ConfigError(f"This generator knows no task {unknown[0]!r}; it knows {', '.join(self.tasks)}.")
         self.teaches = "image" in about.conditions and len(groups) > 1 and self.config.encoder_steps > 0

@@ -81,7 +81,7 @@ class HypernetworkTrainer:
         folder = RunFolder(host.folders.runs, check_name(self.config.name))
         trainee = trainee_for(self.hypernetwork, self.config, host)
         objective = Objective(self.config, host)
-        check_options(self.config)
+        check_options(self.config, host.device)
         check_lines(self.config, host)
         if self.config.mixed_precision == "fp16" and host.device.type == "cpu":
             raise ConfigError("Precision fp16 needs a graphics card; on this machine choose no or bf16.")
@@ -97,7 +97,8 @@ class HypernetworkTrainer:
         with accelerator.main_process_first():  # what it encodes the others find on the disk
             dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
             yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
-            batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index)
+            file = trainee.target if resume and trainee.target.exists() and not folder.state_path.exists() else None
+            batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index, file)
             if accelerator.is_main_process and model_bytes(host) > SMALL and (foreseen := self.forecast(dataset, host)) is not None:
                 yield Progress("preparing" if foreseen.fits else "warning", message=foreseen.sentence)
             yield from self._preparing(batches.prepare())

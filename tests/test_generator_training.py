@@ -10,7 +10,7 @@ from hypernetworks.attention import LowRankEdit, attached
 from hypernetworks.config import TrainingConfig, read
 from hypernetworks.embedded import PICTURES, shapes
 from hypernetworks.embedded.make_pictures import make_pictures
-from hypernetworks.errors import ConfigError, ModelUnfit, NotBound
+from hypernetworks.errors import ConfigError, DatasetError, ModelUnfit, NotBound
 from hypernetworks.generator_files import load_generator
 from hypernetworks.group_batches import GroupBatches
 from hypernetworks.groups import read_groups
@@ -243,6 +243,23 @@ def test_tasks_are_the_folders(host, styles):
         events(again, styles, host)
 
 
+def test_tasks_keep_the_numbers_that_the_file_gives_them(host, own_styles):
+    options = dict(conditions="task", condition_dropout=0.0, optimizer_arguments="weight_decay=0.0")
+    events(trainer(**options), own_styles, host)
+    shutil.rmtree(host.folders.runs / "family")
+    shutil.rmtree(own_styles / "dotted")
+    before = load_generator(host.folders.networks / "family.safetensors").encoder.adapters["task"].weight
+    one = trainer(**options | {"conditions": "text", "max_steps": 6})  # what the file can be told counts, not what is asked
+    events(one, own_styles, host, resume=True)
+    after = one.hypernetwork.encoder.adapters["task"].weight
+    assert one.hypernetwork.structure.tasks == ("dotted", "sepia", "striped")
+    assert [before[number].equal(after[number]) for number in range(3)] == [True, False, False]
+    (own_styles / "sepia").rename(own_styles / "etching")
+    shutil.rmtree(host.folders.runs / "family")
+    with pytest.raises(ConfigError, match="knows no task 'etching'"):
+        events(trainer(**options), own_styles, host, resume=True)
+
+
 def test_previews_are_drawn_for_references(host, styles):
     found = events(trainer(preview_every=3, preview_steps=2, conditions="image"), styles, host)
     previews = [event for event in found if event.kind == "preview"]
@@ -296,14 +313,61 @@ def test_low_rank_weights_of_several_conditions_are_refused():
         LowRankWeights({"layer": (torch.zeros(2, 4, 8), torch.zeros(2, 8, 4))})
 
 
-def test_a_damaged_companion_takes_a_picture_out_of_the_references(host, styles, tmp_path):
-    folder = tmp_path / "damaged"
-    shutil.copytree(styles, folder)
-    kept, *others = sorted((folder / "sepia").glob("*.png"))
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def own_styles(styles, tmp_path):
+    """A copy of the styles that a test may change."""
+    return shutil.copytree(styles, tmp_path / "own")
+
+
+def test_a_damaged_companion_takes_a_picture_out_of_the_references_and_is_named(host, own_styles):
+    kept, *others = sorted((own_styles / "sepia").glob("*.png"))
     for path in others:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    batches = prepared(host, folder, ("image",))
+        truncate(path)
+    batches = prepared(host, own_styles, ("image",))
     assert {picture.group for picture in batches.training} == {"dotted", "striped"}
+    assert all(any(path.name in warning for warning in batches.warnings) for path in others)
+
+
+def test_a_generator_for_texts_learns_from_what_is_left_of_a_damaged_folder(host, own_styles):
+    for style in own_styles.iterdir():
+        for path in sorted(style.glob("*.png"))[2:]:
+            path.unlink()
+        truncate(min(style.glob("*.png")))
+    found = events(trainer(conditions="text"), own_styles, host)
+    assert found[-1].kind == "finished" and len(losses(found)) == 3
+
+
+def test_folders_without_two_whole_pictures_are_refused_in_a_sentence(host, own_styles):
+    for style in own_styles.iterdir():
+        for path in sorted(style.glob("*.png"))[1:]:
+            truncate(path)
+    with pytest.raises(DatasetError, match="No folder is left with two pictures"):
+        events(trainer(conditions="image"), own_styles, host)
+
+
+def test_copies_of_one_picture_beside_another_one_are_refused_where_one_of_them_is_held_out(host, styles, tmp_path):
+    first, second, *_ = sorted((styles / "sepia").glob("*.png"))
+    (folder := tmp_path / "copies").mkdir()
+    for number in range(8):
+        shutil.copy(second if number else first, folder / f"{number}.png")
+    with pytest.raises(DatasetError, match="No folder is left with two pictures"):  # which one is held out depends on the seed
+        for seed in range(16):
+            prepared(host, folder, ("image",), validation_share=0.1, seed=seed).at(1, 0)
+
+
+@pytest.mark.parametrize("pictures, options", [(4, {"validation_every": 3}), (3, {"validation_share": 0.4})])
+def test_a_task_is_trained_and_validated_where_a_folder_keeps_a_single_picture(host, own_styles, pictures, options):
+    for style in own_styles.iterdir():
+        for path in sorted(style.glob("*.png"))[pictures:]:
+            path.unlink()
+    share = {"validation_share": TrainingConfig.validation_share} | options
+    found = events(trainer(conditions="task", max_steps=6, **share), own_styles, host)
+    assert found[-1].kind == "finished" and len(losses(found)) == 6
+    assert any(event.validation_loss for event in found) is ("validation_every" in options)
 
 
 def test_a_run_that_goes_back_to_its_beginning_keeps_what_the_encoder_learned_before_it(host, styles, monkeypatch):

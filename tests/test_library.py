@@ -491,6 +491,25 @@ def test_settings_that_are_not_understood_are_left_out_and_told(folders):
     read(TrainingConfig, values)
 
 
+def test_going_on_with_a_generator_takes_its_shape_from_the_file(folders):
+    made = Hypernetwork(target_layers=["attn2"], embedding_dim=8, hidden_dim=8, rank=2, text_width=16, conditions=["text"]).bind(diffusers_unet())
+    made.step, made.description = 100, "notes"
+    made.metadata["settings"] = json.dumps({"kind": "generator", "max_steps": 100, "rank": 64, "encoder_steps": 7})
+    save_generator(made, folders.networks / "maker.safetensors")
+    run = RunFolder(folders.runs, "maker")
+    run.begin({"options": {"dataset": "/pictures/styles"}}, 0)
+    run.state_path.touch()
+    values, told = options_to_resume(folders, "maker")
+    config = read(TrainingConfig, values)
+    assert (config.kind, config.name, config.dataset, config.description) == ("generator", "maker", "/pictures/styles", "notes")
+    assert (config.target_layers, config.conditions, config.embedding_dim, config.rank, config.encoder_steps) == (("attn2",), ("text",), 8, 2, 7)
+    assert config.max_steps == 200 and not any("Not understood" in text for text in told)
+
+
+def test_a_residual_network_goes_on_as_one_whatever_its_settings_say(folders):
+    assert trained(folders, kind="generator")[0]["kind"] == "residual"
+
+
 @pytest.mark.parametrize("name", ["old", "styles/dotted", "../ink", "nothing"])
 def test_what_training_cannot_go_on_with_is_told(folders, name):
     save(network(), folders.networks / "old.pt")

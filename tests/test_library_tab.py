@@ -225,7 +225,9 @@ def test_a_generator_is_shown_as_one(page):
     save_generator(made, page.folders.networks / "maker.safetensors")
     assert "maker generator attn2, rank 2" in text(page.tab.rows.refreshed("maker"))
     shown = named(page.tab, page.tab.open("maker"), "_opened")
-    assert not shown["convert"]["interactive"] and not shown["resume"]["interactive"] and shown["export_box"]["visible"]
+    assert not shown["convert"]["interactive"] and shown["resume"]["interactive"] and shown["export_box"]["visible"]
+    said, _, *form = page.train.resume("maker")
+    assert "Continue training" in said and page.train.form.values(form)["kind"] == "generator"
     words = text(shown["details"])
     for said in (
         "generator of low-rank weights, rank 2", "a text or a reference picture", f"{len(made.layers)} projections (q, k, v, out of attn2)",

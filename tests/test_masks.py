@@ -1,4 +1,8 @@
 """Masks: found beside pictures, cut as the pictures are, and what they do to the gradient."""
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -98,6 +102,44 @@ def test_balanced_masks_all_count_one_on_average(tmp_path):
     weights = store(masks="files", unmasked_weight=0.1).get(picture(tmp_path, small), False, 0)
     areas = balanced(torch.stack([weights, torch.ones_like(weights)]))
     assert areas.mean((1, 2, 3)).tolist() == pytest.approx([1, 1]) and float(areas[0].max() / areas[0].min()) == pytest.approx(10, rel=0.01)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from test_masks import large_store, read_folder
+
+def resident():
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+pictures = read_folder(sys.argv[1]).pictures
+masks = large_store()
+masks.prepare(pictures[:2])
+before = resident()
+masks.prepare(pictures * 10)
+prepared = resident()
+for crop in range(100):
+    for picture in pictures:
+        masks.get(picture, False, crop)
+print(prepared - before, resident() - prepared)
+"""
+
+
+def large_store():
+    """Of pictures of 1024², where a mask is 128² cells."""
+    found = store(masks="files")
+    found.latents.resolution = 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
+def test_masks_hardly_take_memory_while_they_are_read_and_shown(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        Image.fromarray(left_half(1024)).save(tmp_path / f"{number}-mask.png")
+    told = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, cwd=Path(__file__).parent, check=True).stdout
+    prepared, shown = map(float, told.split())
+    assert prepared < 10 and shown < 40  # MB; floats left 544 behind
 
 
 def test_masks_that_cannot_be_used_are_named_with_the_reason(tmp_path):

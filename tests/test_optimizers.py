@@ -23,11 +23,13 @@ from hypernetworks.optimizers import (
 
 @pytest.mark.parametrize("name", optimizer_names())
 def test_every_listed_optimizer_takes_a_step(name):
-    weight = torch.nn.Parameter(torch.ones(4, 4))
-    optimizer = make_optimizer(name, "", [{"params": [weight], "rate_scale": 1.0}])
-    weight.pow(2).sum().backward()
+    layer = torch.nn.Linear(4, 4)
+    before = [weight.detach().clone() for weight in layer.parameters()]
+    optimizer = make_optimizer(name, "", [{"params": list(layer.parameters()), "rate_scale": 1.0}])
+    layer(torch.ones(1, 4)).pow(2).sum().backward()
     optimizer.step()
-    assert torch.isfinite(weight).all() and not torch.equal(weight, torch.ones(4, 4))
+    for weight, value in zip(layer.parameters(), before, strict=True):
+        assert torch.isfinite(weight).all() and not torch.equal(weight, value)
 
 
 def test_arguments_reach_the_optimizer():
@@ -55,7 +57,8 @@ def test_what_is_asked_for_comes_before_fusing():
 
 
 @pytest.mark.parametrize("name, arguments, named", [
-    ("AdamWW", "", "AdamW?"), ("LBFGS", "", "LBFGS"), ("AdamW", "beta=3", "beta"), ("AdamW", "betas=(2, 0.9)", "2"),
+    ("AdamWW", "", "AdamW?"), ("LBFGS", "", "LBFGS"), ("Muon", "", "biases"), ("pytorch_optimizer.Muon", "", "biases"),
+    ("AdamW", "beta=3", "beta"), ("AdamW", "betas=(2, 0.9)", "2"), ("AdamW", "fused=True, foreach=True", "together"),
     ("AdamW", "weight_decay=__import__('os')", "weight_decay"), ("AdamW", "0.9", "0.9"), ("AdamW", "**{}", "form"),
 ])
 def test_what_does_not_fit_is_named(name, arguments, named):

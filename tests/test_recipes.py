@@ -252,6 +252,16 @@ def test_an_untrained_network_keeps_what_it_is_to_keep(host, tmp_path):
     assert losses(events(trainer(**values, max_steps=1, name="masked"), host)) == [pytest.approx(wanted, rel=1e-4)]
 
 
+def test_whether_the_models_own_prediction_is_needed_is_known_without_looking_at_the_device(host):
+    made = batches(host, regularization=str(PICTURES / "striped"), regularization_target="model", batch_size=6)
+    batch = made.at(1, 0)
+    regular = batch.regular.tolist()
+    batch.regular = batch.regular.to("meta")  # which cannot be asked for values
+    objective = Objective(made.config, host)
+    assert objective.keeps(batch)
+    assert [objective.keeps(batch.part(row, row + 1)) for row in range(6)] == regular and len(set(regular)) == 2
+
+
 def test_runs_that_keep_the_models_own_predictions_can_be_resumed(host, tmp_path):
     folder = half_masked(tmp_path / "masked")
     values = dict(dataset=folder, masks="both", masked_prior_weight=1.0, regularization=str(PICTURES / "striped"), regularization_target="model")
@@ -363,6 +373,17 @@ def test_a_layer_that_is_not_there_is_named(host, per_layer, part):
 
 def keys_of_every_block(host):
     return new_network(host.unet, read(TrainingConfig, QUICK | {"per_layer": True})).keys
+
+
+@pytest.mark.parametrize("options, named", [
+    ({"optimizer_arguments": "beta=3"}, "beta"), ({"optimizer_arguments": "betas=(2, 0.9)"}, "2"), ({"optimizer": "Muon"}, "biases"),
+    ({"optimizer_arguments": "capturable=True"}, "does not fit"),
+])  # fmt: skip
+def test_an_optimizer_that_does_not_fit_is_refused_before_anything_is_encoded(host, options, named):
+    run, seen = trainer(**options).run(host=host), []
+    with pytest.raises(ConfigError, match=named):
+        seen += run
+    assert seen == [] and not (host.folders.data / "latents").exists()
 
 
 def test_the_newest_checkpoints_are_kept(host):

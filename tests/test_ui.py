@@ -18,6 +18,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page needs gradio")
 
 from hypernetworks.catalog import Catalog
+from hypernetworks.checkpoint import RunFolder
 from hypernetworks.config import TrainingConfig, options, read
 from hypernetworks.dataset import read_folder
 from hypernetworks.errors import ConfigError, HostBusy, HypernetworkError
@@ -572,6 +573,39 @@ def test_at_the_end_the_card_tells_of_the_file_and_the_dropdown_has_it(page, hos
     rows = page.generate.rows
     selected = rows.select(shown["hypernetworks_trained_name"], "None", "None", "None", "None")
     assert selected[0]["value"] == "birds" and "birds" in selected[0]["choices"] and "value" not in selected[1]
+
+
+def finished_generator(page, host, trainer):
+    """What the page shows once a generator called "family" has been trained."""
+    made = Hypernetwork(target_layers=["attn2"], embedding_dim=8, hidden_dim=8, rank=2, text_width=16).bind(diffusers_unet())
+    made.step = 30
+    path = save_generator(made, host.folders.networks / "family.safetensors")
+    trainer.events = [event("finished", 30, 30, path=path)]
+    page.jobs.start(read(TrainingConfig, {"name": "family", "kind": "generator", "dataset": "x"}), overwrite=True)
+    trainer.gate.set()
+    page.jobs.current.wait(10)
+    return path, named(page, page.train.poll(""))
+
+
+def test_at_the_end_of_a_generators_run_the_card_tells_of_it_and_it_can_be_tried(page, host, trainer):
+    path, shown = finished_generator(page, host, trainer)
+    assert shown["hypernetworks_result_note"] == "" and shown["hypernetworks_trained_name"] == "family"
+    card = shown["hypernetworks_card"]
+    assert str(path) in card and "30 steps" in card and "&lt;hypernet:family&gt;" in card and "Exported as a LoRA file" in card
+    assert shown["hypernetworks_result"]["visible"] and not shown["hypernetworks_make_pt"]["visible"]
+    assert shown["hypernetworks_downloads"]["value"] == [str(path)]
+    assert "cannot be converted to .pt" in page.train.make_pt()[1]
+
+
+def test_a_generator_that_has_done_its_steps_is_not_gone_on_with_before_there_are_more(page, host, trainer):
+    finished_generator(page, host, trainer)
+    state = RunFolder(host.folders.runs, "family").state_path
+    state.parent.mkdir(parents=True)
+    state.touch()
+    asked = dict(name="family", kind="generator", dataset="x")
+    assert "has done its 30 steps" in page.train.go_on("", *raw(page.train, **asked, max_steps=30))[0]
+    assert page.train.go_on("", *raw(page.train, **asked, max_steps=60))[0] == "" and trainer.runs[-1]["resume"]
+    page.jobs.current.wait(10)
 
 
 def test_an_error_of_a_run_stands_in_the_status_without_a_trace(page, trainer):

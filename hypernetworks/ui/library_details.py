@@ -16,16 +16,12 @@ from ..prompt import ActiveNetwork, tag
 from .library_table import date_of, shortened, thumbnail
 from .markup import code, escape, file_size, note, plural
 from .progress import chart
-from .result import PER_LAYER, PER_WIDTH
+from .result import readers
 
 SIDE = 256  # pixels of the picture, which the style sheet shows at 128: some screens have pixels to spare
 LONGEST = 300  # letters of a value that is shown
 MOST_SETTINGS = 80
 CONDITIONS = {"text": "a text", "image": "a reference picture", "task": "a task"}
-GENERATOR = (
-    "It makes weights from a condition, for this extension while pictures are drawn. Exported as a LoRA file, the weights of one condition are "
-    "for every program. The generator itself cannot be converted to .pt or merged."
-)
 
 
 def panel(details: Details) -> str:
@@ -35,7 +31,7 @@ def panel(details: Details) -> str:
 
 def can_be_resumed(entry: Entry, folders: Folders) -> bool:
     """Whether training can go on with the file: it writes to, and goes on from, the folder of networks itself."""
-    return entry.kind in ("per layer", "per width") and entry.path == folders.networks / f"{entry.path.stem}.safetensors"
+    return entry.kind in ("per layer", "per width", "generator") and entry.path == folders.networks / f"{entry.path.stem}.safetensors"
 
 
 def _card(details: Details) -> str:
@@ -78,7 +74,7 @@ def _network_rows(details: Details) -> dict[str, str]:
         "Trained": _trained(details),
         "Merged": _merged(facts.metadata),
         "In the prompt": _tag(details.entry.name),
-        "Who can read it": escape(PER_LAYER if facts.per_layer else PER_WIDTH),
+        **readers(facts),
     }
 
 
@@ -92,7 +88,7 @@ def _generator_rows(details: Details, facts: GeneratorFacts) -> dict[str, str]:
         "Structure": f"decoder {about.decoder} · latents of {about.embedding_dim:,} · hidden layers of {about.hidden_dim:,}",
         "Trained": _trained(details),
         "In the prompt": _tag(details.entry.name),
-        "Who can use it": escape(GENERATOR),
+        **readers(facts),
     }
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import FileFacts, describe, load, save, short_hash
+from ..files import FileFacts, load, save, short_hash
+from ..generator_files import GeneratorFacts
+from ..library import Facts, facts_of
 from ..prompt import ActiveNetwork, tag
 from .markup import code, escape, file_size, note
 
@@ -17,18 +19,22 @@ PER_WIDTH = (
     "The .safetensors file is for this extension, in every web UI and in the standalone app. As .pt, A1111's own hypernetwork code reads it too, "
     "and so does every program that reads A1111's files."
 )
+GENERATOR = (
+    "It makes weights from a condition, for this extension while pictures are drawn. Exported as a LoRA file, the weights of one condition are "
+    "for every program. The generator itself cannot be converted to .pt or merged."
+)
 
 
 def card(path: Path) -> str:
     """What is known about the file, as HTML."""
-    facts = describe(path)
+    facts = facts_of(path)
     rows = {
         "File": code(path),
         "Size": escape(file_size(facts.size)),
         "Hash": code(short_hash(path)),
         "Trained": escape(_trained(facts)),
         "In the prompt": code(tag(ActiveNetwork(path.stem))),
-        "Who can read it": escape(PER_LAYER if facts.per_layer else PER_WIDTH),
+        **readers(facts),
     }
     lines = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows.items())
     return f'<div class="hypernetworks-card"><h3>{escape(path.stem)} is ready</h3><dl>{lines}</dl></div>'
@@ -47,14 +53,26 @@ def lora_card(path: Path, notes: Sequence[str] = ()) -> str:
     return f'<div class="hypernetworks-card"><h3>{escape(path.stem)} is ready</h3><dl>{lines}</dl></div>{told}'
 
 
-def _trained(facts: FileFacts) -> str:
+def readers(facts: Facts) -> dict[str, str]:
+    """A row of a card as HTML: where the file can be used."""
+    if isinstance(facts, GeneratorFacts):
+        return {"Who can use it": escape(GENERATOR)}
+    return {"Who can read it": escape(PER_LAYER if facts.per_layer else PER_WIDTH)}
+
+
+def can_be_pt(facts: Facts) -> bool:
+    """Whether A1111's format can hold the network."""
+    return isinstance(facts, FileFacts) and not facts.per_layer
+
+
+def _trained(facts: Facts) -> str:
     pictures, model = facts.metadata.get("dataset_size"), facts.metadata.get("base_model")
     return f"{facts.step:,} steps" + (f" on {pictures} pictures" if pictures else "") + (f", with the model “{model}”" if model else "")
 
 
 def write_pt(path: Path, into: Path) -> Path:
-    """The network in A1111's format, in a folder for downloads. Raises `ConfigError` for a network with a pair per layer."""
-    if describe(path).per_layer:
-        raise ConfigError(PER_LAYER)
+    """The network in A1111's format, in a folder for downloads. Raises `ConfigError` for one that it cannot hold."""
+    if not can_be_pt(facts := facts_of(path)):
+        raise ConfigError(GENERATOR if isinstance(facts, GeneratorFacts) else PER_LAYER)
     into.mkdir(parents=True, exist_ok=True)
     return save(load(path), into / f"{path.stem}.pt", overwrite=True)

@@ -11,9 +11,10 @@ from PIL import Image
 from ..checkpoint import RunFolder
 from ..config import TrainingConfig, read
 from ..errors import ConfigError, HypernetworkError
-from ..files import check_name, describe
+from ..files import check_name
 from ..host import Host
 from ..jobs import Job, Jobs
+from ..library import facts_of
 from ..networks import steps_done
 from ..presets import PRESETS
 from ..resuming import options_to_resume
@@ -23,7 +24,7 @@ from .options_form import OptionsForm
 from .pictures import EDITS_FIRST, PicturesStep
 from .preset_box import FIRST, PresetBox
 from .queue_box import QueueBox
-from .result import card, lora_card, write_pt
+from .result import can_be_pt, card, lora_card, write_pt
 from .sweep_box import SweepBox
 
 PREVIEWS = 24  # pictures in the gallery; older ones stay in the run's folder
@@ -209,7 +210,7 @@ class TrainTab:
         file = self._file(config.name)
         if not file.exists() or not RunFolder(self.host.folders.runs, config.name).has_state:
             return
-        done = steps_done(describe(file))
+        done = steps_done(facts_of(file))
         if done >= config.max_steps:
             raise ConfigError(f"{config.name} has done its {done:,} steps. To go on, raise Steps (step 2), for example to {2 * done:,}.")
 
@@ -250,10 +251,10 @@ class TrainTab:
         if path.parent == self.host.folders.loras:
             return [lora_card(path), gr.update(visible=False), gr.update(), gr.update(visible=True, value=[str(path)]), "", gr.update()]
         try:
-            can_be_pt, about = not describe(path).per_layer, card(path)
+            offers_pt, about = can_be_pt(facts_of(path)), card(path)
         except HypernetworkError as error:  # somebody has changed the file since
             return [note(str(error)), gr.update(visible=False), gr.update(), gr.update(visible=False), "", gr.update()]
-        return [about, gr.update(visible=True), gr.update(visible=can_be_pt), gr.update(visible=True, value=[str(path)]), "", path.stem]
+        return [about, gr.update(visible=True), gr.update(visible=offers_pt), gr.update(visible=True, value=[str(path)]), "", path.stem]
 
     def make_pt(self) -> list[Any]:
         """Adds the network as A1111's `.pt` to the downloads, or says why there is none."""
