@@ -812,14 +812,20 @@ def conditions(tab, host):
 UNSAID = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0]
 
 
-def test_choosing_a_generator_shows_what_it_was_made_for_and_another_network_hides_it(conditions):
-    box, kind, words, picture, task, *_ = conditions.offer("any", *UNSAID)
-    assert box["visible"] and kind["choices"] == ["The prompt", "A text", "A task"] and kind["value"] == "The prompt"
-    assert not words["visible"] and not picture["visible"] and not task["visible"] and task["choices"] == ["day", "night"]
-    box, kind, _, _, task, *_ = conditions.offer("any", "A task", "", "", "night", *UNSAID[4:])
-    assert kind["value"] == "A task" and task["visible"] and task["value"] == "night"
-    box, kind, *_, blend = conditions.offer("birds", "A task", "", "", "night", *UNSAID[4:])
-    assert not box["visible"] and kind["value"] == "The prompt" and blend["value"] == 0
+def test_a_generator_is_offered_with_all_values_and_another_network_hides_the_box(conditions):
+    def shown(*asked):
+        return dict(zip(conditions.offered, conditions.offer(*asked), strict=True))
+
+    first = conditions.first
+    found = shown("any", *UNSAID)
+    assert found[conditions.box]["visible"] and found[first.kind]["choices"] == ["The prompt", "A text", "A task"]
+    assert found[first.kind]["value"] == "The prompt" and not any(found[one]["visible"] for one in (first.text, first.picture, first.task))
+    assert found[first.text]["value"] == found[first.reference] == "" and "No picture yet" in found[first.shown]
+    assert found[first.task]["choices"] == ["day", "night"] and not found[conditions.second_box]["visible"]
+    found = shown("any", "A task", "", "", "night", "A text", "ink", "", "", 0.4)
+    assert found[first.kind]["value"] == "A task" and found[first.task]["visible"] and found[first.task]["value"] == "night"
+    assert found[conditions.second.text]["value"] == "ink" and found[conditions.blend] == 0.4 and found[conditions.second_box]["visible"]
+    assert not shown("birds", *UNSAID)[conditions.box]["visible"]
 
 
 def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
@@ -832,37 +838,20 @@ def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
     assert tab.rows.values([active]) == rows
 
 
-def values(updates):
-    """What the components show; None where that is left as it is."""
-    return [one.get("value") if isinstance(one, dict) else one for one in updates]
-
-
-def test_the_questions_are_about_the_generator_that_was_chosen_last_and_remember_the_others(tab, conditions):
-    names, said = ["any", "birds", "any", "None"], ["text=ink", "task=day", "task=night", ""]
-    asked, which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask(None, "Hypernetwork 3", *names, *said)
-    assert which["value"] == "Hypernetwork 3" and which["choices"] == ["Hypernetwork 1", "Hypernetwork 3"] and which["visible"]
-    assert values([first, second, third, fourth]) == [None, "", None, ""]  # birds is no generator, so it has no condition
-    assert box["visible"] and kind["value"] == "A task"
-    _, which, *_, box, kind, words, _, _ = tab.rows.ask(asked, "Hypernetwork 2", *names, *said)[:11]
-    assert which["value"] == "Hypernetwork 1" and kind["value"] == "A text" and words["visible"]
-    _, which, *_, box = tab.rows.ask(asked, "Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:7]
-    assert not which["visible"] and not box["visible"]
-
-
-def test_what_was_asked_already_leaves_the_answers_given_since(tab, conditions):
-    names = ["any", "None", "any", "None"]
-    asked, *first = tab.rows.ask(None, "Hypernetwork 3", *names, *[""] * 4)
-    again, *nothing = tab.rows.ask(asked, "Hypernetwork 3", *names, *[""] * 4)
-    assert again == asked and len(nothing) == len(first) and all("value" not in one and "visible" not in one for one in nothing)
+def test_the_page_is_told_which_networks_are_generators_and_what_for(tab, conditions):
+    told = json.loads(tab.rows.ask("Hypernetwork 2", "text=ink", "", "", "", "any", "birds", "gone", "None"))
+    about = {"kinds": ["The prompt", "A text", "A task"], "tasks": ["day", "night"]}
+    assert told == {"sent": ["Hypernetwork 2", "text=ink", "", "", ""], "generators": {"any": about, "birds": None, "gone": None, "None": None}}
 
 
 def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):
     Image.new("RGB", (20, 10), "teal").save(tmp_path / "teal.png")
     (tmp_path / "bad.png").write_text("no picture")
-    name, shown, _ = conditions.first.keep(str(tmp_path / "teal.png"), "")
+    name, shown, _ = conditions.first.keep(str(tmp_path / "teal.png"))
     assert (host.folders.references / f"{name}.png").is_file() and name in shown and "<img" in shown
-    kept, shown, _ = conditions.first.keep(str(tmp_path / "bad.png"), name)
-    assert kept == name and "The reference picture cannot be used" in shown
+    kept, shown, _ = conditions.first.keep(str(tmp_path / "bad.png"))
+    assert "value" not in kept, "it would take the place of one that was pasted meanwhile"
+    assert "The reference picture cannot be used" in shown
     assert "is not on this computer" in conditions.first.show("0123456789")
 
 

@@ -10,6 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 MAJOR = int(gr.__version__.split(".")[0])
+CHOICES_ARE_PAIRS = MAJOR >= 4  # those of a dropdown, in the page; a radio's always are
 
 
 def script(code: str) -> dict[str, Any]:

@@ -16,14 +16,15 @@ from ..errors import HypernetworkError
 from ..host import Host
 from ..prompt import ActiveNetwork, tag
 from . import compatibility
-from .condition_inputs import LABELS, ConditionInputs, read_conditions
+from .condition_inputs import LABELS, PROMPT, ConditionInputs, read_conditions
 
 ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | None"]
 """From an infotext's labels and values to rows and passes; None where it says nothing about pictures."""
 
 NONE = "None"
 ROWS = 4
-SAY = f"(...values) => window.hypernetworks ? window.hypernetworks.conditions({json.dumps(LABELS)}, {ROWS}, values) : values.slice(1, {ROWS + 1})"
+CONDITIONS = json.dumps({"rows": ROWS, "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS})
+SAY = f"(...values) => window.hypernetworks ? window.hypernetworks.conditions({CONDITIONS}, values) : values.slice(1, {ROWS + 1})"
 
 
 class NetworkRows:
@@ -31,6 +32,9 @@ class NetworkRows:
 
     `inputs` are four of each row, and then what each row's generator makes its weights for, as arguments of a tag. These are asked for in one place
     for all rows: `which` says for which row, `questions` are the rest.
+
+    The server says only which of the networks are generators, and what for (`answer`). All that is shown of conditions and said by them is
+    decided by the page's script, which knows what the user has done since.
     """
 
     def __init__(self, host: Host, catalog: Catalog, prefix: str = "hypernetworks_") -> None:
@@ -47,7 +51,9 @@ class NetworkRows:
             choices=[], value=row_label(1), label="Conditions of", allow_custom_value=True, visible=False, elem_id=f"{prefix}which",
             info="There are several generators; what is chosen below is for this one.",
         )  # fmt: skip
-        self.which.do_not_save_to_config = True
+        self.answer = gr.Textbox(value="", show_label=False, elem_id=f"{prefix}generators", elem_classes=["hypernetworks-hidden"])
+        for component in (self.which, self.answer):
+            component.do_not_save_to_config = True
         self.questions = ConditionInputs(self.host, self.catalog, "generator", prefix)
         self.tags = gr.Textbox(
             label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.", interactive=False,
@@ -84,17 +90,24 @@ class NetworkRows:
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
             compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
-        said = [self.which, *self.conditions, *self.questions.inputs]
-        for component in self.questions.inputs:
-            component.change(None, said, self.conditions, **compatibility.script(SAY))
-        asked = gr.State(None)  # what the last answer of `ask` was for
-        inputs = [asked, self.which, *self.names, *self.conditions]
-        outputs = [asked, self.which, *self.conditions, *self.questions.offered]
+        self._wire_conditions()
+
+    def _wire_conditions(self) -> None:
+        """The user's answers are said at once; what is shown anew says nothing, or one row's answers would become another's."""
+        questions = self.questions
+        said = [self.which, *self.conditions, *questions.inputs]
+        say = {"fn": None, "inputs": said, "outputs": self.conditions, **compatibility.script(SAY)}
+        for source in (questions.first, questions.second):
+            for component in (source.kind, source.text, source.task):
+                component.input(**say)
+            source.kept.then(**say)
+        questions.blend.input(**say)
+        asked = [self.which, *self.conditions, *self.names]
+        shown = {"fn": None, "inputs": [self.answer, *asked, *questions.inputs], "outputs": [self.which, *self.conditions, *questions.offered]}
         for number, name in enumerate(self.names, 1):
-            offered = compatibility.followed(name.change, partial(self.ask_row, row_label(number)), inputs, outputs)
-            # what comes into sight with a value tells no change
-            offered.then(None, said, self.conditions, **compatibility.script(SAY))
-        compatibility.followed(self.which.input, self.ask, inputs, outputs)
+            answered = compatibility.followed(name.change, self.ask, asked, [self.answer])
+            answered.then(**shown, **compatibility.script(_show(number)))
+        self.which.change(**shown, **compatibility.script(_show(0)))
 
     def choices(self) -> list[str]:
         """What the dropdowns offer."""
@@ -112,31 +125,17 @@ class NetworkRows:
         _, *others = self.refresh(*chosen)
         return [gr.update(choices=self.choices(), value=name), *others]
 
-    def ask(self, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
-        """What was asked, `which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the
-        row `which` where it holds a generator, else about the first that does; a row of another kind forgets its condition. Nothing changes
-        where `before` is what is asked: the questions may have been answered since."""
-        names, conditions = values[:ROWS], values[ROWS:]
-        asked = [which, *names]
-        if before == asked:
-            return [asked, *[gr.update()] * (1 + ROWS + len(self.questions.offered))]
-        generators = [row_label(number) for number in self.generators(names)]
-        which = which if which in generators or not generators else generators[0]
-        at = row_number(which) - 1
-        return [
-            asked,
-            gr.update(choices=generators, value=which, visible=len(generators) > 1),
-            *(gr.update() if row_label(number) in generators else "" for number in range(1, ROWS + 1)),
-            *self.questions.offer(names[at], *ConditionInputs.read(conditions[at] or "")),
-        ]
-
-    def ask_row(self, row: str, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
-        """`ask` about a row whose network has just been chosen."""
-        return self.ask(before, row, *values)
+    def ask(self, which: str, *values: str) -> str:
+        """In JSON: which of the chosen networks are generators and what for, and `which` and the conditions as they were when it was asked."""
+        conditions, names = values[:ROWS], values[ROWS:]
+        return json.dumps({"sent": [which, *conditions], "generators": {name or "": self._about(name) for name in names}})
 
     def generators(self, names: Sequence[str]) -> list[int]:
         """The numbers of the rows whose network is a generator."""
-        return [number for number, name in enumerate(names, 1) if name and name != NONE and self.catalog.describe_generator(name)]
+        return [number for number, name in enumerate(names, 1) if self._about(name)]
+
+    def _about(self, name: str) -> dict[str, list[str]] | None:
+        return None if name == NONE else self.questions.about(name)
 
     def active(self, values: Sequence[Any]) -> list[ActiveNetwork]:
         """The networks of rows with a name, from the values of `inputs`, which may end before the conditions. Raises `HypernetworkError` for
@@ -172,9 +171,9 @@ def row_label(number: int) -> str:
     return f"Hypernetwork {number}"
 
 
-def row_number(label: str) -> int:
-    """Of the row that is called so; the first for what is no row's label."""
-    return next((number for number in range(1, ROWS + 1) if row_label(number) == label), 1)
+def _show(number: int) -> str:
+    """The page's script that shows the conditions of row `number`, if that was chosen last; of 0: of the row that `which` names."""
+    return f"(...values) => window.hypernetworks?.questions({CONDITIONS}, {number}, values)"
 
 
 class GenerationPanel:
