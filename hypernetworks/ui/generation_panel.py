@@ -23,8 +23,6 @@ ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | Non
 
 NONE = "None"
 ROWS = 4
-CONDITIONS = json.dumps({"rows": ROWS, "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS})
-SAY = f"(...values) => window.hypernetworks ? window.hypernetworks.conditions({CONDITIONS}, values) : values.slice(1, {ROWS + 1})"
 
 
 class NetworkRows:
@@ -60,7 +58,7 @@ class NetworkRows:
             elem_id=f"{prefix}tags", **compatibility.copy_button(),
         )  # fmt: skip
         self.inputs += self.conditions
-        self._wire()
+        self._wire(prefix)
 
     def _add_row(self, number: int, prefix: str) -> None:
         first = number == 1
@@ -86,28 +84,33 @@ class NetworkRows:
         self.conditions.append(condition)
         self.inputs += [name, strength, start, end]
 
-    def _wire(self) -> None:
+    def _wire(self, prefix: str) -> None:
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
             compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
-        self._wire_conditions()
+        about = {"panel": prefix, "rows": ROWS, "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS}
+        self._wire_conditions(json.dumps(about))
 
-    def _wire_conditions(self) -> None:
-        """The user's answers are said at once; what is shown anew says nothing, or one row's answers would become another's."""
+    def _wire_conditions(self, about: str) -> None:
+        """The user's answers are said at once; what is shown anew says nothing, or one row's answers would become another's. `about` is what the
+        page's script has to know of the panel."""
         questions = self.questions
-        said = [self.which, *self.conditions, *questions.inputs]
-        say = {"fn": None, "inputs": said, "outputs": self.conditions, **compatibility.script(SAY)}
+        before = [self.which, *self.conditions]
+        say = f"(...values) => window.hypernetworks?.conditions({about}, values)"
+        said = {"fn": None, "inputs": [*before, *questions.inputs], "outputs": self.conditions, **compatibility.script(say)}
         for source in (questions.first, questions.second):
             for component in (source.kind, source.text, source.task):
-                component.input(**say)
-            source.kept.then(**say)
-        questions.blend.input(**say)
-        asked = [self.which, *self.conditions, *self.names]
-        shown = {"fn": None, "inputs": [self.answer, *asked, *questions.inputs], "outputs": [self.which, *self.conditions, *questions.offered]}
+                compatibility.on_input(component, said)
+            source.kept.then(**said)
+        compatibility.on_input(questions.blend, said)
+        show = compatibility.script(f"(...values) => window.hypernetworks?.questions({about}, values)")
+        inputs = [self.answer, *before, *self.names, *questions.inputs]
+        shown = {"fn": None, "inputs": inputs, "outputs": [*before, *questions.offered], **show}
         for number, name in enumerate(self.names, 1):
-            answered = compatibility.followed(name.change, self.ask, asked, [self.answer])
-            answered.then(**shown, **compatibility.script(_show(number)))
-        self.which.change(**shown, **compatibility.script(_show(0)))
+            chose = f"(...values) => {{ window.hypernetworks?.chose({about}, {number}, values) }}"
+            name.change(None, before, None, **compatibility.script(chose))
+            compatibility.followed(name.change, self.ask, self.names, [self.answer]).then(**shown)
+        self.which.change(**shown)
 
     def choices(self) -> list[str]:
         """What the dropdowns offer."""
@@ -118,17 +121,23 @@ class NetworkRows:
         changed on the page since it was asked for."""
         self.catalog.refresh()
         choices = self.choices()
-        return [gr.update(choices=choices) if name in choices else gr.update(choices=choices, value=NONE) for name in chosen]
+        return [gr.update(choices=choices) if name == NONE or self._leads_to_a_file(name) else gr.update(choices=choices, value=NONE) for name in chosen]
+
+    def _leads_to_a_file(self, name: str) -> bool:
+        """Names that are not listed may too, such as paths within the folder."""
+        try:
+            return bool(self.catalog.path(name))
+        except HypernetworkError:
+            return False
 
     def select(self, name: str, *chosen: str) -> list[Any]:
         """The dropdowns with `name` in the first row; the others stay."""
         _, *others = self.refresh(*chosen)
         return [gr.update(choices=self.choices(), value=name), *others]
 
-    def ask(self, which: str, *values: str) -> str:
-        """In JSON: which of the chosen networks are generators and what for, and `which` and the conditions as they were when it was asked."""
-        conditions, names = values[:ROWS], values[ROWS:]
-        return json.dumps({"sent": [which, *conditions], "generators": {name or "": self._about(name) for name in names}})
+    def ask(self, *names: str) -> str:
+        """What each of these generators can be asked for, by name, in JSON; null for what is none."""
+        return json.dumps({name or "": self._about(name) for name in names})
 
     def generators(self, names: Sequence[str]) -> list[int]:
         """The numbers of the rows whose network is a generator."""
@@ -171,11 +180,6 @@ def row_label(number: int) -> str:
     return f"Hypernetwork {number}"
 
 
-def _show(number: int) -> str:
-    """The page's script that shows the conditions of row `number`, if that was chosen last; of 0: of the row that `which` names."""
-    return f"(...values) => window.hypernetworks?.questions({CONDITIONS}, {number}, values)"
-
-
 class GenerationPanel:
     """The rows in a web UI, folded up beside its other scripts, with a choice for hires fix. `prefix` tells txt2img's from img2img's."""
 
@@ -183,7 +187,7 @@ class GenerationPanel:
         self, host: Host, catalog: Catalog, prefix: str, passes: Sequence[str], is_img2img: bool = False, open: bool = False
     ) -> None:
         with gr.Accordion("Hypernetworks", open=open, elem_id=f"{prefix}panel"):
-            self.rows = NetworkRows(host, catalog, prefix)
+            self.rows, self.only_pass = NetworkRows(host, catalog, prefix), passes[0] if is_img2img else None
             self.passes = gr.Radio(
                 choices=list(passes), value=passes[0], label="With hires fix, act in", visible=not is_img2img, elem_id=f"{prefix}passes"
             )
@@ -192,7 +196,7 @@ class GenerationPanel:
     def chosen(self, values: Sequence[Any]) -> tuple[list[ActiveNetwork], str]:
         """Networks and passes, from the values of `inputs`. Raises as `NetworkRows.active` does."""
         *rows, passes = values
-        return self.rows.active(rows), passes
+        return self.rows.active(rows), self.only_pass or passes
 
     def infotext_fields(self, read_panel: ReadPanel) -> list[tuple[gr.components.Component, Callable[[Mapping[str, Any]], Any]]]:
         """For the web UI's pasting: each input with a function from the infotext to its value; None leaves the input as it is."""

@@ -72,15 +72,20 @@
         return values.slice(0, about.rows).map((before, row) => which.endsWith(` ${row + 1}`) ? said : before);
     }
 
-    /* What a panel shows of its conditions: `which`, the conditions, the questions. They move to the row `number` unless the user has answered
-       or chosen something since the server was asked. Nothing changes where its answer is still to come. */
-    function questions(about, number, [answer, which, ...values]) {
-        const { sent, generators } = JSON.parse(answer || "{}");
-        Object.assign(known, generators);
+    /* A network has been chosen in row `number` of a panel, while its `which` and conditions were these. */
+    function chose(about, number, values) {
+        latest[about.panel] = { row: number - 1, before: JSON.stringify(values.slice(0, 1 + about.rows)) };
+    }
+
+    /* What a panel shows of its conditions: `which`, the conditions, the questions. These move to the row that was chosen last, unless the user has
+       answered something or looked at another row since. Nothing changes while the server is still to say what the row's network is. */
+    function questions(about, [answer, which, ...values]) {
+        Object.assign(known, JSON.parse(answer || "{}"));
         const [before, names] = [values.slice(0, about.rows), values.slice(about.rows, 2 * about.rows)];
         const rows = names.map((name) => known[name ?? ""]); // null: no generator; undefined: not known yet
-        const untouched = JSON.stringify(sent) === JSON.stringify([which, ...before]);
-        let at = number && untouched && rows[number - 1] ? number - 1 : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
+        const { row, before: then } = latest[about.panel] ?? {};
+        const moves = rows[row] && then === JSON.stringify([which, ...before]);
+        let at = moves ? row : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
         if (at >= 0 && rows[at] === undefined) return Array(1 + about.rows + QUESTIONS).fill(update({}));
         if (!rows[at]) at = rows.findIndex(Boolean);
         const said = before.map((condition, row) => rows[row] === null ? "" : condition);
@@ -93,6 +98,7 @@
         return [update({ ...shown, value: `Hypernetwork ${at + 1}` }), ...said, update({ visible: true }), ...offered(about, rows[at], answers)];
     }
 
+    const latest = {}; // prefix of a panel -> the row chosen last, and what it was chosen before
     const known = {}; // name of a network -> what the generator can be asked for, or null
     const QUESTIONS = 15; // ConditionInputs.offered
     const update = (properties) => ({ __type__: "update", ...properties });
@@ -169,6 +175,7 @@
         resuming: () => resuming,
         queued: () => queued,
         conditions,
+        chose,
         questions,
         resume,
         show: (name, block = "center") => find(`#hypernetworks_${name}`)?.scrollIntoView({ block }),
