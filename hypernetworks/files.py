@@ -34,7 +34,7 @@ VERSION = 1
 SUFFIXES = (".safetensors", ".pt")
 _OWN_METADATA = ("format", "format_version", "kind", "pairs", "structure", "name", "description", "step")
 _LONGEST_NAME = 200  # bytes; file systems take 255, suffixes need some
-_FORBIDDEN = '/\\<>:"|?*'
+_FORBIDDEN = '/\\<>:"|?*#'  # "#" begins a comment in a web UI's prompt
 _RESERVED = {"con", "prn", "aux", "nul", "none", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 

@@ -23,6 +23,7 @@ TWICE = {"condition": "the condition", "second": "the second condition"}
 HALF = 0.5  # the share of a second condition where the tag does not say it
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 REFERENCE = re.compile(r"[0-9a-f]{10}")
+ESCAPED = re.compile(r"%(?:23|25(?=(?:25)*23))")  # of a name, which else stands in a tag as it is
 UNWRITABLE = re.compile(r"[%:<>#\x00-\x1f\x7f]|^\s+|\s+$")  # "#" begins a comment in a web UI's prompt
 
 
@@ -104,6 +105,7 @@ def extract(prompt: str, problems: list[str] | None = None) -> tuple[str, list[A
 def read(arguments: Sequence[str]) -> ActiveNetwork:
     """What stands between the colons of a tag, the name first. Raises `HypernetworkError` for an argument that cannot be read."""
     name, *rest = (argument.strip() for argument in arguments)
+    name = ESCAPED.sub(lambda match: "#" if match[0] == "%23" else "%", name)
     if not name:
         raise HypernetworkError("it has no name.")
     values: dict[str, float | bool | ConditionSource] = {}
@@ -162,7 +164,7 @@ def tag(active: ActiveNetwork) -> str:
         ]
         named += _sources(active)
         if count or active.strength == unsaid.strength:  # the strength itself has no name
-            candidates.append(":".join(["<hypernet", active.name, *said, *named]) + ">")
+            candidates.append(":".join(["<hypernet", written_name(active.name), *said, *named]) + ">")
     return min(candidates, key=len)
 
 
@@ -175,6 +177,11 @@ def _sources(active: ActiveNetwork) -> list[str]:
     if active.blend != (0 if active.second is None else HALF):
         said.append(f"blend={_text(active.blend)}")
     return said
+
+
+def written_name(name: str) -> str:
+    """A network's name as it stands in a tag: "#" as "%23", and a "%" that would be read as part of that as "%25"."""
+    return re.sub(r"%(?=(?:25)*23)", "%25", name).replace("#", "%23")
 
 
 def written(value: str) -> str:

@@ -109,5 +109,7 @@ def stage_at(stages: Stages, step: int) -> float:
 
 
 def strength_at(start: float, end: float, step: int, steps: int) -> float:
-    """1.0 while sampling step `step` (from 0) of `steps` lies within the shares `start`..`end` of the way, else 0.0."""
-    return 1.0 if start <= step / max(1, steps) < end or (end >= 1.0 and step / max(1, steps) >= start) else 0.0
+    """1.0 while sampling step `step` (from 0) of `steps` lies within the shares `start`..`end` of the way, else 0.0. 1 is the last step."""
+    last = max(1, steps) - 1
+    done = step / max(1, steps)
+    return 1.0 if start <= done < end or (end >= 1.0 and (done >= start or step == last)) else 0.0

@@ -271,14 +271,20 @@ def test_a_wrong_name_is_one_sentence_and_changes_nothing(page, new):
 
 def test_notes_are_kept(page):
     shown = named(page.tab, page.tab.save_notes("wide <lines>", "ink", *ALL))
-    assert "saved" in shown["note"] and shown["notes"] == "wide <lines>"
+    assert "saved" in shown["note"]
+    assert unchanged(shown["notes"]) and unchanged(shown["selected"])  # another one may be open by now, with notes that are still to be saved
     assert describe(page.folders.networks / "ink.safetensors").description == "wide <lines>"
+
+
+def test_what_is_open_already_is_not_opened_again_under_the_user(page):
+    assert all(unchanged(value) for value in page.tab.open_other("ink", "ink"))
+    assert named(page.tab, page.tab.open_other("fog", "ink"), "_opened")["selected"] == "fog"
 
 
 def test_converting_leaves_the_other_format_beside_it(page):
     shown = named(page.tab, page.tab.convert("ink", *ALL))
     assert "ink.pt is beside it now" in shown["note"] and (page.folders.networks / "ink.pt").is_file()
-    assert "ink.pt" in text(shown["details"])
+    assert unchanged(shown["selected"]) and "ink.pt" in text(named(page.tab, page.tab.open("ink"), "_opened")["details"])
     assert "already" in named(page.tab, page.tab.convert("ink", *ALL))["note"]
 
 

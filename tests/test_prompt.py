@@ -109,6 +109,8 @@ def test_a_tag_that_cannot_be_read_is_named_with_its_reason(text, reason):
     [
         (ActiveNetwork("oil"), "<hypernet:oil>"),
         (ActiveNetwork("oil", 0.8), "<hypernet:oil:0.8>"),
+        (ActiveNetwork("oil #2"), "<hypernet:oil %232>"),  # a web UI would cut the prompt at "#"
+        (ActiveNetwork("50% %23 %2523"), "<hypernet:50% %2523 %252523>"),
         (ActiveNetwork("oil", v=0.5), "<hypernet:oil:v=0.5>"),
         (ActiveNetwork("oil", 0.8, k=0.5, v=0.5), "<hypernet:oil:0.8:0.5:0.5>"),
         (ActiveNetwork("oil", 2, end=0.5, uncond=False), "<hypernet:oil:2:end=0.5:uncond=0>"),
@@ -118,6 +120,11 @@ def test_a_tag_that_cannot_be_read_is_named_with_its_reason(text, reason):
 )
 def test_the_tag_of_a_network_is_short(active, text):
     assert tag(active) == text
+
+
+@given(st.text(alphabet="%#235a", min_size=1))
+def test_a_name_with_marks_reads_back_and_holds_no_comment(name):
+    assert extract(tag(ActiveNetwork(name))) == ("", [ActiveNetwork(name)]) and "#" not in tag(ActiveNetwork(name))
 
 
 @given(networks(), st.text(alphabet="ab,() :[]|\n"), st.text(alphabet="ab,() :[]|\n"))

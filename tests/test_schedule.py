@@ -120,3 +120,8 @@ def test_strength_acts_within_its_share_of_the_steps():
     assert [strength_at(0.25, 0.75, step, 8) for step in range(8)] == [0, 0, 1, 1, 1, 1, 0, 0]
     assert all(strength_at(0.0, 1.0, step, 8) == 1 for step in range(8))
     assert all(strength_at(0.5, 0.5, step, 8) == 0 for step in range(8))
+
+
+@pytest.mark.parametrize("start", [0.95, 1.0])
+def test_from_1_is_the_last_step(start):
+    assert [strength_at(start, 1.0, step, 4) for step in range(4)] == [0, 0, 0, 1] and strength_at(start, 1.0, 0, 1) == 1

@@ -261,7 +261,7 @@ def test_a_preset_of_ones_own_is_saved_chosen_and_deleted(page):
 
 def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures):
     (pictures / "broken.png").write_bytes(b"not a picture")
-    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "residual", "")
+    html, _, _, name = page.train.pictures.check(str(pictures), "", 128, 32, "residual")
     words = text(html)
     assert "3 pictures , 1 without a caption." in words
     assert html.count("<figure>") == 3 and "a robin</textarea>" in html
@@ -270,26 +270,22 @@ def test_the_check_shows_pictures_captions_sizes_and_what_is_odd(page, pictures)
     assert name == "birds"
 
 
-def test_the_check_keeps_a_name_that_was_given(page, pictures):
-    assert not isinstance(page.train.pictures.check(str(pictures), "", 128, 64, "residual", "mine")[3], str)
-
-
 @pytest.mark.parametrize(
     ("folder", "sentence"), [("", "Give a folder of pictures"), ("/nowhere/at all", "There is no folder /nowhere/at all.")]
 )
 def test_a_wrong_folder_is_one_sentence(page, folder, sentence):
-    html = page.train.pictures.check(folder, "", 0, 64, "residual", "")[0]
+    html = page.train.pictures.check(folder, "", 0, 64, "residual")[0]
     assert sentence in text(html) and 'role="alert"' in html
 
 
 def test_a_wrong_option_is_one_sentence(page, pictures):
-    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "residual", "")[0]
+    assert "Resolution (resolution) cannot be -5" in page.train.pictures.check(str(pictures), "", -5, 64, "residual")[0]
 
 
 def test_names_and_captions_cannot_bring_their_own_html(page, pictures):
     Image.new("RGB", (64, 64)).save(pictures / "x<b>&'.png")
     (pictures / "x<b>&'.txt").write_text("</textarea><script>alert(1)</script>")
-    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "residual", "")[0]
+    html = page.train.pictures.check(str(pictures), '"><i>', 0, 64, "residual")[0]
     assert not re.search("<(script|b|i)>", html)
     tree = ElementTree.fromstring(re.sub(r"<img([^>]*)>", r"<img\1/>", html))
     assert "</textarea><script>alert(1)</script>" in [field.text for field in tree.iter("textarea")]
@@ -310,7 +306,7 @@ def test_a_generators_pictures_are_checked_folder_by_folder_and_captioned_there(
         Image.new("RGB", (64, 64), "red").save(tmp_path / "styles" / f"{place}.png")
     (tmp_path / "styles" / "empty").mkdir()
     about = [str(tmp_path / "styles"), "", 64, 64, "generator"]
-    html, *_ = page.train.pictures.check(*about, "")
+    html, *_ = page.train.pictures.check(*about)
     assert "5 pictures in 2 folders , 5 without a caption" in text(html)
     assert re.findall(r'data-picture="([^"]+)"', html) == ["ink/1.png", "oil/1.png", "ink/2.png", "oil/2.png", "oil/3.png"]
     assert "A single picture is no group, so it is left out: single." in text(html)
@@ -325,7 +321,7 @@ def write_captions(page, folder, edits=""):
 
 def test_captions_are_offered_where_the_host_describes_pictures_and_some_need_it(page, host, pictures):
     def offer():
-        return page.train.pictures.check(str(pictures), "", 0, 64, "residual", "")[2]
+        return page.train.pictures.check(str(pictures), "", 0, 64, "residual")[2]
 
     assert not offer()["visible"]
     host.captioner = lambda image: "a wren"
@@ -428,13 +424,13 @@ def test_a_page_that_may_not_name_paths_takes_only_pictures_that_were_sent(page,
     (folder, _), elsewhere = page.train.pictures.drop([str(file) for file in pictures.glob("*.png")]), str(pictures)
     assert "/" not in folder and (host.folders.pictures / folder).is_dir()
     for asked in (elsewhere, "..", "../pictures/" + folder, str(host.folders.pictures / folder)):
-        refused, *_ = page.train.pictures.check(asked, "", None, None, "residual", "")
+        refused, *_ = page.train.pictures.check(asked, "", None, None, "residual")
         assert "no folder of pictures" in refused and 'role="alert"' in refused
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
         note, _ = page.train.train("", *raw(page.train, name="birds", dataset=folder, regularization=asked))
         assert "no folder of pictures" in note and page.jobs.current is None
-    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "residual", "")[0]
+    assert "3 pictures" in page.train.pictures.check(folder, "", None, None, "residual")[0]
     page.train.train("", *raw(page.train, name="birds", dataset=folder))
     assert Path(trainer.config.dataset) == host.folders.pictures / folder
 
@@ -831,6 +827,13 @@ def test_refreshing_finds_new_files_and_forgets_lost_ones(tab, host):
     assert "value" not in first, "what was chosen on the page meanwhile would be chosen no longer"
 
 
+def test_a_path_that_leads_to_a_file_stays_chosen_though_it_is_not_listed(tab, host):
+    (host.folders.networks / "s").mkdir()
+    save(network(), host.folders.networks / "s" / "any.safetensors")
+    first, second, *_ = tab.rows.refresh("s/any", "s/other", "None", "None")
+    assert "value" not in first and second["value"] == "None"
+
+
 # --- conditions of generators
 
 
@@ -846,14 +849,20 @@ def conditions(tab, host):
 UNSAID = ["The prompt", "", "", "", "The prompt", "", "", "", 0.0]
 
 
-def test_choosing_a_generator_shows_what_it_was_made_for_and_another_network_hides_it(conditions):
-    box, kind, words, picture, task, *_ = conditions.offer("any", *UNSAID)
-    assert box["visible"] and kind["choices"] == ["The prompt", "A text", "A task"] and kind["value"] == "The prompt"
-    assert not words["visible"] and not picture["visible"] and not task["visible"] and task["choices"] == ["day", "night"]
-    box, kind, _, _, task, *_ = conditions.offer("any", "A task", "", "", "night", *UNSAID[4:])
-    assert kind["value"] == "A task" and task["visible"] and task["value"] == "night"
-    box, kind, *_, blend = conditions.offer("birds", "A task", "", "", "night", *UNSAID[4:])
-    assert not box["visible"] and kind["value"] == "The prompt" and blend["value"] == 0
+def test_a_generator_is_offered_with_all_values_and_another_network_hides_the_box(conditions):
+    def shown(*asked):
+        return dict(zip(conditions.offered, conditions.offer(*asked), strict=True))
+
+    first = conditions.first
+    found = shown("any", *UNSAID)
+    assert found[conditions.box]["visible"] and found[first.kind]["choices"] == ["The prompt", "A text", "A task"]
+    assert found[first.kind]["value"] == "The prompt" and not any(found[one]["visible"] for one in (first.text, first.picture, first.task))
+    assert found[first.text]["value"] == found[first.reference] == "" and "No picture yet" in found[first.shown]
+    assert found[first.task]["choices"] == ["day", "night"] and not found[conditions.second_box]["visible"]
+    found = shown("any", "A task", "", "", "night", "A text", "ink", "", "", 0.4)
+    assert found[first.kind]["value"] == "A task" and found[first.task]["visible"] and found[first.task]["value"] == "night"
+    assert found[conditions.second.text]["value"] == "ink" and found[conditions.blend] == 0.4 and found[conditions.second_box]["visible"]
+    assert not shown("birds", *UNSAID)[conditions.box]["visible"]
 
 
 def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
@@ -866,37 +875,20 @@ def test_what_is_chosen_reaches_the_network_and_its_tag(tab):
     assert tab.rows.values([active]) == rows
 
 
-def values(updates):
-    """What the components show; None where that is left as it is."""
-    return [one.get("value") if isinstance(one, dict) else one for one in updates]
-
-
-def test_the_questions_are_about_the_generator_that_was_chosen_last_and_remember_the_others(tab, conditions):
-    names, said = ["any", "birds", "any", "None"], ["text=ink", "task=day", "task=night", ""]
-    asked, which, first, second, third, fourth, box, kind, words, *_ = tab.rows.ask(None, "Hypernetwork 3", *names, *said)
-    assert which["value"] == "Hypernetwork 3" and which["choices"] == ["Hypernetwork 1", "Hypernetwork 3"] and which["visible"]
-    assert values([first, second, third, fourth]) == [None, "", None, ""]  # birds is no generator, so it has no condition
-    assert box["visible"] and kind["value"] == "A task"
-    _, which, *_, box, kind, words, _, _ = tab.rows.ask(asked, "Hypernetwork 2", *names, *said)[:11]
-    assert which["value"] == "Hypernetwork 1" and kind["value"] == "A text" and words["visible"]
-    _, which, *_, box = tab.rows.ask(asked, "Hypernetwork 1", "birds", "None", "None", "None", "", "", "", "")[:7]
-    assert not which["visible"] and not box["visible"]
-
-
-def test_what_was_asked_already_leaves_the_answers_given_since(tab, conditions):
-    names = ["any", "None", "any", "None"]
-    asked, *first = tab.rows.ask(None, "Hypernetwork 3", *names, *[""] * 4)
-    again, *nothing = tab.rows.ask(asked, "Hypernetwork 3", *names, *[""] * 4)
-    assert again == asked and len(nothing) == len(first) and all("value" not in one and "visible" not in one for one in nothing)
+def test_the_page_is_told_which_networks_are_generators_and_what_for(tab, conditions):
+    told = json.loads(tab.rows.ask("any", "birds", "gone", "None"))
+    about = {"kinds": ["The prompt", "A text", "A task"], "tasks": ["day", "night"]}
+    assert told == {"any": about, "birds": None, "gone": None, "None": None}
 
 
 def test_a_reference_picture_is_kept_and_shown_and_a_bad_one_is_told(conditions, host, tmp_path):
     Image.new("RGB", (20, 10), "teal").save(tmp_path / "teal.png")
     (tmp_path / "bad.png").write_text("no picture")
-    name, shown, _ = conditions.first.keep(str(tmp_path / "teal.png"), "")
+    name, shown, _ = conditions.first.keep(str(tmp_path / "teal.png"))
     assert (host.folders.references / f"{name}.png").is_file() and name in shown and "<img" in shown
-    kept, shown, _ = conditions.first.keep(str(tmp_path / "bad.png"), name)
-    assert kept == name and "The reference picture cannot be used" in shown
+    kept, shown, _ = conditions.first.keep(str(tmp_path / "bad.png"))
+    assert "value" not in kept, "it would take the place of one that was pasted meanwhile"
+    assert "The reference picture cannot be used" in shown
     assert "is not on this computer" in conditions.first.show("0123456789")
 
 

@@ -63,6 +63,48 @@ def test_a_panel_without_networks_writes_nothing(ui):
     assert "ypernetwork" not in infotext(ui, passes="hires pass only") and "Hypernetworks hires" not in infotext(ui, [("oil", 0.5)])
 
 
+def test_img2img_has_one_pass_in_which_the_panel_acts(ui):
+    panel, _ = ui.extension.panel(is_img2img=True)
+    values = ["ink", 0.5, 0.0, 1.0, *EMPTY * 3, "", "", "", "", "hires pass only"]
+    assert panel.chosen(values)[1] == "both passes" and ui.extension.panel(is_img2img=False)[0].chosen(values)[1] == "hires pass only"
+
+
+def test_a_pass_that_there_is_not_is_told_below_the_picture(ui):
+    said = "without hires fix there is none"
+    assert said in ui.txt2img("a star", rows=[("ink", 0.5)], passes="hires pass only", steps=1).comments
+    assert said not in ui.txt2img("a star", rows=[("ink", 0.5)], passes="hires pass only", enable_hr=True, steps=1).comments
+    assert said not in ui.txt2img("a star", rows=[("ink", 0.5)], steps=1).comments
+
+
+def test_a_time_without_a_step_is_told_below_the_picture(ui):
+    assert "ink acts at no step" in ui.txt2img("a star", rows=[("ink", 0.5, 0.5, 0.5)], steps=1).comments
+    assert "at no step" not in ui.txt2img("a star", rows=[("ink", 0.5, 1.0, 1.0)], steps=1).comments
+
+
+def test_a_file_that_goes_after_the_list_was_made_is_told_and_the_others_act(ui):
+    gone = ui.networks / "gone.safetensors"
+    gone.write_bytes((ui.networks / "ink.safetensors").read_bytes())
+    ui.extension.session.catalog.refresh()
+    gone.unlink()
+    result = ui.txt2img("a star<hypernet:gone>", rows=[("oil", 0.5)], steps=1)
+    assert "'gone' is gone" in result.comments and "oil: " in result.infotexts[0]
+    assert torch.equal(result.latents[0], ui.txt2img("a star", rows=[("oil", 0.5)], steps=1).latents[0])
+    ui.extension.session.catalog.refresh()
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_others_act(ui):
+    (ui.networks / "odd.safetensors").write_bytes((ui.networks / "ink.safetensors").read_bytes())
+    ui.extension.session.catalog.refresh()
+    (ui.networks / "odd.safetensors").unlink()
+    (ui.networks / "odd.safetensors").mkdir()  # no file to be opened, for root neither
+    try:
+        result = ui.txt2img("a star<hypernet:odd>", rows=[("oil", 0.5)], steps=1)
+    finally:
+        (ui.networks / "odd.safetensors").rmdir()
+        ui.extension.session.catalog.refresh()
+    assert "odd" in result.comments and torch.equal(result.latents[0], ui.txt2img("a star", rows=[("oil", 0.5)], steps=1).latents[0])
+
+
 def test_the_files_are_told_by_their_hashes(ui):
     result = ui.txt2img("a star<hypernet:oil:0.5><hypernet:gone>", rows=[("ink", 0.5)], steps=1)
     found = ui.part("infotext_utils").parse_generation_parameters(result.infotexts[0])

@@ -11,6 +11,7 @@ from modules import shared, ui_extra_networks
 from ..catalog import Catalog
 from ..errors import HypernetworkError
 from ..library import Facts, facts_of
+from ..prompt import written_name
 
 
 class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):
@@ -47,7 +48,7 @@ class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):
             "description": self.find_description(stem) or (facts.description if facts is not None else None),
             "metadata": _shown(facts),
             "search_terms": [self.search_terms_from_path(str(path))],
-            "prompt": f"{json.dumps(f'<hypernet:{name}:')} + opts.extra_networks_default_multiplier + {json.dumps('>')}",
+            "prompt": f"{json.dumps(f'<hypernet:{written_name(name)}:')} + opts.extra_networks_default_multiplier + {json.dumps('>')}",
             "local_preview": f"{stem}.preview.{shared.opts.samples_format}",
             "sort_keys": {"default": index, **self.get_sort_keys(str(path))},
         }

@@ -71,7 +71,10 @@ class Job:
         tagged = [active for active in extract(prompt, problems)[1] if active.name.lower() != "none"]
         self.notes += [problem for problem in problems if problem not in self.notes]
         more = [active for active in always if all(active.name != other.name for other in tagged)]
-        return [panel.changed(active) for active in [*panel.for_pass(hires), *tagged, *more]]
+        found = [panel.changed(active) for active in [*panel.for_pass(hires), *tagged, *more]]
+        never = [f"{active.name} acts at no step: From and To are both {active.start:g}." for active in found if active.start == active.end < 1]
+        self.notes += [note for note in dict.fromkeys(never) if note not in self.notes]
+        return found
 
     @property
     def names(self) -> list[str]:
@@ -126,6 +129,8 @@ class Generation:
             p.extra_generation_params[PANEL_LABEL] = text
             if panel.passes != BOTH:
                 p.extra_generation_params[PASSES_LABEL] = panel.passes
+            if panel.passes == HIRES and not getattr(p, "enable_hr", False):
+                p.comment(f"The panel's hypernetworks act in the {HIRES}, and without hires fix there is none: choose {BOTH}.")
 
     def activate(self, p: Any, items: Sequence[Sequence[str]]) -> None:
         """A batch starts: from the extra network, which hears of the first prompt's tags only (`items`). Called again for hires fix."""
@@ -148,7 +153,7 @@ class Generation:
         job.tell()
         if not job.names:
             return
-        self._write_hashes(p, job.names)
+        self._write_hashes(job)
         self._job = job
         self.host.watch(job.p, self._before, self._after)
         job.prepare(self.host, self.session)
@@ -195,15 +200,16 @@ class Generation:
         p.all_prompts = [prompt if _mentions(prompt, name) else prompt + tag(active) for prompt in p.all_prompts or []]
         return [active]
 
-    def _write_hashes(self, p: Any, names: Sequence[str]) -> None:
+    def _write_hashes(self, job: Job) -> None:
+        """Into the infotext. What there is no file of is left out: it is told when it is to be loaded."""
         found = []
-        for name in names:
+        for name in job.names:
             try:
                 found.append(f"{name}: {short_hash(self.session.catalog.path(name))}")
-            except HypernetworkError:
-                continue  # it is named under the picture
+            except (HypernetworkError, OSError):
+                continue
         if found:
-            p.extra_generation_params[HASHES_LABEL] = ", ".join(found)
+            job.p.extra_generation_params[HASHES_LABEL] = ", ".join(found)
 
 
 def _said(field: str, value: Any) -> str:

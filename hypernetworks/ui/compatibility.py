@@ -10,6 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 MAJOR = int(gr.__version__.split(".")[0])
+CHOICES_ARE_PAIRS = MAJOR >= 4  # those of a dropdown, in the page; a radio's always are
 
 
 def script(code: str) -> dict[str, Any]:
@@ -23,6 +24,27 @@ def followed(event: Callable[..., Any], function: Callable[..., Any], inputs: li
     quietly = {"queue": False, "show_progress": "hidden"}
     answered = event(function, inputs, outputs, **quietly)
     return answered.then(function, inputs, outputs, **quietly) if MAJOR < 4 else answered
+
+
+def last_click(
+    button: Any, function: Callable[..., Any], again: Callable[..., Any], inputs: list[Any], outputs: list[Any], code: str
+) -> None:
+    """Connects a button that may be clicked again before the answer; the last click counts. `code` makes the inputs. gradio 3 forgets a click while it
+    waits, so that it asks `again` after each answer."""
+    about = {"show_progress": "hidden", **script(code)}
+    if MAJOR < 4:
+        button.click(function, inputs, outputs, **about).then(again, inputs, outputs, **about)
+    else:
+        button.click(function, inputs, outputs, trigger_mode="always_last", **about)
+
+
+def on_input(component: Any, said: dict[str, Any]) -> None:
+    """Connects what the user does with a component, not what the server does, with a script. gradio 6 tells of a change before the page has it, and no
+    earlier version goes on after an event that is a script's alone."""
+    if MAJOR < 6:
+        component.input(**said)
+    else:
+        component.input(None, None, None, **script("() => new Promise((done) => setTimeout(done))")).then(**said)
 
 
 def lossless() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a generator's weights are made for: the prompt, a text, a reference picture or a task, and a second one to blend with."""
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +22,17 @@ NEEDED = {PROMPT: "text", TEXT: "text", REFERENCE: "image", TASK: "task"}
 KIND_OF = {"text": TEXT, "reference": REFERENCE, "task": TASK}
 LABELS = {KIND_OF[kind]: label for label, kind in SOURCES.items()}  # in a tag
 SIDE = 160  # pixels of the picture shown
+ONE_IN_SIGHT = f"(kind) => {json.dumps([TEXT, REFERENCE, TASK])}.map((one) => ({{__type__: 'update', visible: kind === one}}))"
+SECOND_IN_SIGHT = "(share) => [{__type__: 'update', visible: share > 0}]"
 
 
 class SourceInput:
     """One condition. Build it within a page; `inputs` are what is chosen, the text, the picture's hash and the task."""
 
-    def __init__(self, host: Host, label: str, ending: str, prefix: str, prompt: bool = True) -> None:
-        """Without `prompt` the prompt itself cannot be chosen."""
-        self.host, self.choices = host, [one for one in NEEDED if prompt or one != PROMPT]
+    def __init__(self, host: Host, label: str, ending: str, prefix: str, reference: gr.Textbox, prompt: bool = True) -> None:
+        """`reference` holds the picture's hash. Without `prompt` the prompt itself cannot be chosen."""
+        self.host, self.reference = host, reference
+        self.choices = [one for one in NEEDED if prompt or one != PROMPT]
         self.kind = gr.Radio(choices=self.choices, value=self.choices[0], label=label, elem_id=f"{prefix}condition_{ending}")
         self.text = gr.Textbox(
             value="", label="Text", placeholder="for example: ink on rough paper", visible=False, elem_id=f"{prefix}text_{ending}"
@@ -39,40 +43,38 @@ class SourceInput:
                 elem_id=f"{prefix}dropped_{ending}",
             )  # fmt: skip
             self.shown = gr.HTML(self.show(""), elem_id=f"{prefix}shown_{ending}")
-            # in the page but unseen: gradio tells no change of what is not in the page
-            self.reference = gr.Textbox(value="", show_label=False, elem_id=f"{prefix}hash_{ending}", elem_classes=["hypernetworks-hidden"])
         self.task = gr.Dropdown(choices=[], value="", label="Task", allow_custom_value=True, visible=False, elem_id=f"{prefix}task_{ending}")
         self.inputs = [self.kind, self.text, self.reference, self.task]
-        self.places = [self.kind, self.text, self.picture, self.task]
+        self.offered = [self.kind, self.text, self.picture, self.reference, self.shown, self.task]
         for component in self.inputs:  # a web UI would start with what was chosen yesterday (modules/ui_loadsave.py)
             component.do_not_save_to_config = True
-        compatibility.followed(self.kind.change, self.places_for, [self.kind], self.places[1:])
-        self.dropped.upload(self.keep, [self.dropped, self.reference], [self.reference, self.shown, self.dropped], queue=False)
+        self.kind.change(None, [self.kind], [self.text, self.picture, self.task], **compatibility.script(ONE_IN_SIGHT))
+        self.kept = self.dropped.upload(self.keep, [self.dropped], [self.reference, self.shown, self.dropped], queue=False)
         compatibility.followed(self.reference.change, self.show, [self.reference], [self.shown])
 
     @property
     def _references(self) -> References:
         return References(self.host.folders.references)
 
-    def places_for(self, kind: str) -> list[Any]:
-        """Text, picture and task: the one that is chosen is shown."""
-        return [gr.update(visible=kind == one) for one in (TEXT, REFERENCE, TASK)]
+    def offer(self, kinds: Sequence[str], tasks: Sequence[str], kind: str, text: str, reference: str, task: str) -> list[Any]:
+        """`offered` for a generator that was made for these, with the values of `inputs` where they can be."""
+        kind = kind if kind in kinds else kinds[0]
+        return [
+            gr.update(choices=list(kinds), value=kind),
+            gr.update(value=text, visible=kind == TEXT),
+            gr.update(visible=kind == REFERENCE),
+            reference,
+            self.show(reference),
+            gr.update(choices=list(tasks), value=task or next(iter(tasks), ""), visible=kind == TASK),  # one that it does not know is told later
+        ]
 
-    def offer(self, conditions: Sequence[str], tasks: Sequence[str], kind: str, task: str) -> list[Any]:
-        """`places` for a generator that was made for these; what was chosen before stays where it can."""
-        choices = [one for one in self.choices if NEEDED[one] in conditions]
-        kind = kind if kind in choices else choices[0]
-        chosen = task or (tasks[0] if tasks else "")  # a task that it does not know is told when it draws
-        text, picture, place = self.places_for(kind)
-        return [gr.update(choices=choices, value=kind), text, picture, place | {"choices": list(tasks), "value": chosen}]
-
-    def keep(self, files: Any, before: str) -> list[Any]:
+    def keep(self, files: Any) -> list[Any]:
         """The hash of the picture that was dropped in, which is kept; the picture; and the place to drop the next one in."""
         try:
             name = self._references.keep(compatibility.uploaded(files)[0])
             return [name, self.show(name), None]
         except HypernetworkError as error:
-            return [before, note(str(error)), None]
+            return [gr.update(), note(str(error)), None]
 
     def show(self, name: str) -> str:
         """The picture with that hash, or why there is none."""
@@ -105,33 +107,45 @@ class ConditionInputs:
 
     def __init__(self, host: Host, catalog: Catalog, ending: str, prefix: str, prompt: bool = True) -> None:
         self.catalog = catalog
+        # in the page but unseen: gradio tells no change of what is not in the page
+        first, second = (
+            gr.Textbox(value="", show_label=False, elem_id=f"{prefix}hash_{name}", elem_classes=["hypernetworks-hidden"])
+            for name in (ending, f"{ending}_second")
+        )
         with gr.Column(visible=False, elem_id=f"{prefix}conditions_{ending}") as self.box:
             gr.HTML("This network is a <strong>generator</strong>: it makes its weights anew for what you choose here, and its effect follows that.")
-            self.first = SourceInput(host, "Make the weights for", ending, prefix, prompt)
+            self.first = SourceInput(host, "Make the weights for", ending, prefix, first, prompt)
             self.blend = gr.Slider(
                 minimum=0, maximum=1, step=0.05, value=0, label="Blend with something else", elem_id=f"{prefix}blend_{ending}",
                 info="0 is what you chose above alone, 1 the second alone, 0.5 half of each.",
             )  # fmt: skip
             with gr.Column(visible=False, elem_id=f"{prefix}second_{ending}") as self.second_box:
-                self.second = SourceInput(host, "Blend with", f"{ending}_second", prefix, prompt)
+                self.second = SourceInput(host, "Blend with", f"{ending}_second", prefix, second, prompt)
         self.inputs = [*self.first.inputs, *self.second.inputs, self.blend]
         self.blend.do_not_save_to_config = True
-        compatibility.followed(self.blend.change, lambda share: gr.update(visible=share > 0), [self.blend], [self.second_box])
+        self.blend.change(None, [self.blend], [self.second_box], **compatibility.script(SECOND_IN_SIGHT))
 
     @property
     def offered(self) -> list[gr.components.Component]:
-        """What `offer` changes."""
-        return [self.box, *self.first.places, *self.second.places, self.blend]
+        """What is shown about a generator."""
+        return [self.box, *self.first.offered, *self.second.offered, self.blend, self.second_box]
 
     def offer(self, name: str, *values: Any) -> list[Any]:
-        """`offered` for the network of that name, with the values of `inputs` before. A network of the other kind has no condition."""
+        """`offered` for the network of that name, with all values of `inputs`. A network of the other kind has no condition."""
+        about = self.about(name)
+        *sources, blend = values
+        if about is None:
+            return [gr.update(visible=False), *[gr.update()] * (len(self.offered) - 1)]
+        first, second = self.first.offer(*about.values(), *sources[:4]), self.second.offer(*about.values(), *sources[4:])
+        return [gr.update(visible=True), *first, *second, blend, gr.update(visible=blend > 0)]
+
+    def about(self, name: str) -> dict[str, list[str]] | None:
+        """The kinds of conditions that the generator of that name can be asked for, and its tasks; None for what is no generator."""
         facts = self.catalog.describe_generator(name) if name else None
-        kind, _, _, task, second_kind, _, _, second_task, blend = values
         if facts is None:
-            nothing = [gr.update(value=self.first.choices[0], choices=self.first.choices), *[gr.update()] * 3]
-            return [gr.update(visible=False), *nothing, *nothing, gr.update(value=0)]
-        about = facts.structure.conditions, facts.structure.tasks
-        return [gr.update(visible=True), *self.first.offer(*about, kind, task), *self.second.offer(*about, second_kind, second_task), gr.update()]
+            return None
+        structure = facts.structure
+        return {"kinds": [one for one in self.first.choices if NEEDED[one] in structure.conditions], "tasks": list(structure.tasks)}
 
     @staticmethod
     def chosen(values: Sequence[Any]) -> dict[str, Any]:
@@ -157,14 +171,6 @@ class ConditionInputs:
                 value = dict(zip((TEXT, REFERENCE, TASK), given, strict=True))[kind]
                 said.append(f"{LABELS[kind]}{number}={written(value or '')}")
         return ":".join([*said, f"blend={blend:g}"] if blend else said)
-
-    @staticmethod
-    def read(said: str) -> list[Any]:
-        """What `inputs` show for the arguments of a tag; those of the prompt while they are not complete."""
-        try:
-            return ConditionInputs.values(read_conditions(said))
-        except HypernetworkError:
-            return ConditionInputs.values(None)
 
 
 def read_conditions(said: str, name: str = "any") -> ActiveNetwork:

@@ -16,14 +16,13 @@ from ..errors import HypernetworkError
 from ..host import Host
 from ..prompt import ActiveNetwork, tag
 from . import compatibility
-from .condition_inputs import LABELS, ConditionInputs, read_conditions
+from .condition_inputs import LABELS, PROMPT, ConditionInputs, read_conditions
 
 ReadPanel = Callable[[Mapping[str, Any]], "tuple[list[ActiveNetwork], str] | None"]
 """From an infotext's labels and values to rows and passes; None where it says nothing about pictures."""
 
 NONE = "None"
 ROWS = 4
-SAY = f"(...values) => window.hypernetworks ? window.hypernetworks.conditions({json.dumps(LABELS)}, {ROWS}, values) : values.slice(1, {ROWS + 1})"
 
 
 class NetworkRows:
@@ -31,6 +30,9 @@ class NetworkRows:
 
     `inputs` are four of each row, and then what each row's generator makes its weights for, as arguments of a tag. These are asked for in one place
     for all rows: `which` says for which row, `questions` are the rest.
+
+    The server says only which of the networks are generators, and what for (`answer`). All that is shown of conditions and said by them is
+    decided by the page's script, which knows what the user has done since.
     """
 
     def __init__(self, host: Host, catalog: Catalog, prefix: str = "hypernetworks_") -> None:
@@ -47,14 +49,16 @@ class NetworkRows:
             choices=[], value=row_label(1), label="Conditions of", allow_custom_value=True, visible=False, elem_id=f"{prefix}which",
             info="There are several generators; what is chosen below is for this one.",
         )  # fmt: skip
-        self.which.do_not_save_to_config = True
+        self.answer = gr.Textbox(value="", show_label=False, elem_id=f"{prefix}generators", elem_classes=["hypernetworks-hidden"])
+        for component in (self.which, self.answer):
+            component.do_not_save_to_config = True
         self.questions = ConditionInputs(self.host, self.catalog, "generator", prefix)
         self.tags = gr.Textbox(
             label="Tag", info="The same in words: write it into a prompt instead, in any web UI with this extension.", interactive=False,
             elem_id=f"{prefix}tags", **compatibility.copy_button(),
         )  # fmt: skip
         self.inputs += self.conditions
-        self._wire()
+        self._wire(prefix)
 
     def _add_row(self, number: int, prefix: str) -> None:
         first = number == 1
@@ -80,21 +84,33 @@ class NetworkRows:
         self.conditions.append(condition)
         self.inputs += [name, strength, start, end]
 
-    def _wire(self) -> None:
+    def _wire(self, prefix: str) -> None:
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
             compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
-        said = [self.which, *self.conditions, *self.questions.inputs]
-        for component in self.questions.inputs:
-            component.change(None, said, self.conditions, **compatibility.script(SAY))
-        asked = gr.State(None)  # what the last answer of `ask` was for
-        inputs = [asked, self.which, *self.names, *self.conditions]
-        outputs = [asked, self.which, *self.conditions, *self.questions.offered]
+        about = {"panel": prefix, "rows": ROWS, "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS}
+        self._wire_conditions(json.dumps(about))
+
+    def _wire_conditions(self, about: str) -> None:
+        """The user's answers are said at once; what is shown anew says nothing, or one row's answers would become another's. `about` is what the
+        page's script has to know of the panel."""
+        questions = self.questions
+        before = [self.which, *self.conditions]
+        say = f"(...values) => window.hypernetworks?.conditions({about}, values)"
+        said = {"fn": None, "inputs": [*before, *questions.inputs], "outputs": self.conditions, **compatibility.script(say)}
+        for source in (questions.first, questions.second):
+            for component in (source.kind, source.text, source.task):
+                compatibility.on_input(component, said)
+            source.kept.then(**said)
+        compatibility.on_input(questions.blend, said)
+        show = compatibility.script(f"(...values) => window.hypernetworks?.questions({about}, values)")
+        inputs = [self.answer, *before, *self.names, *questions.inputs]
+        shown = {"fn": None, "inputs": inputs, "outputs": [*before, *questions.offered], **show}
         for number, name in enumerate(self.names, 1):
-            offered = compatibility.followed(name.change, partial(self.ask_row, row_label(number)), inputs, outputs)
-            # what comes into sight with a value tells no change
-            offered.then(None, said, self.conditions, **compatibility.script(SAY))
-        compatibility.followed(self.which.input, self.ask, inputs, outputs)
+            chose = f"(...values) => {{ window.hypernetworks?.chose({about}, {number}, values) }}"
+            name.change(None, before, None, **compatibility.script(chose))
+            compatibility.followed(name.change, self.ask, self.names, [self.answer]).then(**shown)
+        self.which.change(**shown)
 
     def choices(self) -> list[str]:
         """What the dropdowns offer."""
@@ -105,38 +121,30 @@ class NetworkRows:
         changed on the page since it was asked for."""
         self.catalog.refresh()
         choices = self.choices()
-        return [gr.update(choices=choices) if name in choices else gr.update(choices=choices, value=NONE) for name in chosen]
+        return [gr.update(choices=choices) if name == NONE or self._leads_to_a_file(name) else gr.update(choices=choices, value=NONE) for name in chosen]
+
+    def _leads_to_a_file(self, name: str) -> bool:
+        """Names that are not listed may too, such as paths within the folder."""
+        try:
+            return bool(self.catalog.path(name))
+        except HypernetworkError:
+            return False
 
     def select(self, name: str, *chosen: str) -> list[Any]:
         """The dropdowns with `name` in the first row; the others stay."""
         _, *others = self.refresh(*chosen)
         return [gr.update(choices=self.choices(), value=name), *others]
 
-    def ask(self, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
-        """What was asked, `which`, the rows' conditions and what the questions show, from the rows' names and conditions. The questions are about the
-        row `which` where it holds a generator, else about the first that does; a row of another kind forgets its condition. Nothing changes
-        where `before` is what is asked: the questions may have been answered since."""
-        names, conditions = values[:ROWS], values[ROWS:]
-        asked = [which, *names]
-        if before == asked:
-            return [asked, *[gr.update()] * (1 + ROWS + len(self.questions.offered))]
-        generators = [row_label(number) for number in self.generators(names)]
-        which = which if which in generators or not generators else generators[0]
-        at = row_number(which) - 1
-        return [
-            asked,
-            gr.update(choices=generators, value=which, visible=len(generators) > 1),
-            *(gr.update() if row_label(number) in generators else "" for number in range(1, ROWS + 1)),
-            *self.questions.offer(names[at], *ConditionInputs.read(conditions[at] or "")),
-        ]
-
-    def ask_row(self, row: str, before: Sequence[str] | None, which: str, *values: str) -> list[Any]:
-        """`ask` about a row whose network has just been chosen."""
-        return self.ask(before, row, *values)
+    def ask(self, *names: str) -> str:
+        """What each of these generators can be asked for, by name, in JSON; null for what is none."""
+        return json.dumps({name or "": self._about(name) for name in names})
 
     def generators(self, names: Sequence[str]) -> list[int]:
         """The numbers of the rows whose network is a generator."""
-        return [number for number, name in enumerate(names, 1) if name and name != NONE and self.catalog.describe_generator(name)]
+        return [number for number, name in enumerate(names, 1) if self._about(name)]
+
+    def _about(self, name: str) -> dict[str, list[str]] | None:
+        return None if name == NONE else self.questions.about(name)
 
     def active(self, values: Sequence[Any]) -> list[ActiveNetwork]:
         """The networks of rows with a name, from the values of `inputs`, which may end before the conditions. Raises `HypernetworkError` for
@@ -172,11 +180,6 @@ def row_label(number: int) -> str:
     return f"Hypernetwork {number}"
 
 
-def row_number(label: str) -> int:
-    """Of the row that is called so; the first for what is no row's label."""
-    return next((number for number in range(1, ROWS + 1) if row_label(number) == label), 1)
-
-
 class GenerationPanel:
     """The rows in a web UI, folded up beside its other scripts, with a choice for hires fix. `prefix` tells txt2img's from img2img's."""
 
@@ -184,7 +187,7 @@ class GenerationPanel:
         self, host: Host, catalog: Catalog, prefix: str, passes: Sequence[str], is_img2img: bool = False, open: bool = False
     ) -> None:
         with gr.Accordion("Hypernetworks", open=open, elem_id=f"{prefix}panel"):
-            self.rows = NetworkRows(host, catalog, prefix)
+            self.rows, self.only_pass = NetworkRows(host, catalog, prefix), passes[0] if is_img2img else None
             self.passes = gr.Radio(
                 choices=list(passes), value=passes[0], label="With hires fix, act in", visible=not is_img2img, elem_id=f"{prefix}passes"
             )
@@ -193,7 +196,7 @@ class GenerationPanel:
     def chosen(self, values: Sequence[Any]) -> tuple[list[ActiveNetwork], str]:
         """Networks and passes, from the values of `inputs`. Raises as `NetworkRows.active` does."""
         *rows, passes = values
-        return self.rows.active(rows), passes
+        return self.rows.active(rows), self.only_pass or passes
 
     def infotext_fields(self, read_panel: ReadPanel) -> list[tuple[gr.components.Component, Callable[[Mapping[str, Any]], Any]]]:
         """For the web UI's pasting: each input with a function from the infotext to its value; None leaves the input as it is."""

@@ -67,20 +67,80 @@
 
     /* The conditions of all rows of a panel (hypernetworks/ui/generation_panel.py), where the questions are about the row that `which` names. Said
        here, not by the server: gradio 3 drops changes that come while it waits for an answer. */
-    function conditions(labels, rows, [which, ...values]) {
-        const said = saidBy(labels, values.slice(rows));
-        return values.slice(0, rows).map((before, row) => which.endsWith(` ${row + 1}`) ? said : before);
+    function conditions(about, [which, ...values]) {
+        const said = saidBy(about, values.slice(about.rows));
+        return values.slice(0, about.rows).map((before, row) => which.endsWith(` ${row + 1}`) ? said : before);
+    }
+
+    /* A network has been chosen in row `number` of a panel, while its `which` and conditions were these. */
+    function chose(about, number, values) {
+        latest[about.panel] = { row: number - 1, before: JSON.stringify(values.slice(0, 1 + about.rows)) };
+    }
+
+    /* What a panel shows of its conditions: `which`, the conditions, the questions. These move to the row that was chosen last, unless the user has
+       answered something or looked at another row since. Nothing changes while the server is still to say what the row's network is. */
+    function questions(about, [answer, which, ...values]) {
+        Object.assign(known, JSON.parse(answer || "{}"));
+        const [before, names] = [values.slice(0, about.rows), values.slice(about.rows, 2 * about.rows)];
+        const rows = names.map((name) => known[name ?? ""]); // null: no generator; undefined: not known yet
+        const { row, before: then } = latest[about.panel] ?? {};
+        const moves = rows[row] && then === JSON.stringify([which, ...before]);
+        let at = moves ? row : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
+        if (at >= 0 && rows[at] === undefined) return Array(1 + about.rows + QUESTIONS).fill(update({}));
+        if (!rows[at]) at = rows.findIndex(Boolean);
+        const said = before.map((condition, row) => rows[row] === null ? "" : condition);
+        const labels = rows.flatMap((row, index) => row ? [`Hypernetwork ${index + 1}`] : []);
+        const shown = { choices: choices(about, labels), visible: labels.length > 1 };
+        if (at < 0) return [update(shown), ...said, update({ visible: false }), ...Array(QUESTIONS - 1).fill(update({}))];
+        const given = values.slice(2 * about.rows, 2 * about.rows + 9);
+        const answers = possible(rows[at], saidBy(about, given) === said[at] ? given : answersOf(about, said[at]));
+        said[at] = saidBy(about, answers);
+        return [update({ ...shown, value: `Hypernetwork ${at + 1}` }), ...said, update({ visible: true }), ...offered(about, rows[at], answers)];
+    }
+
+    const latest = {}; // prefix of a panel -> the row chosen last, and what it was chosen before
+    const known = {}; // name of a network -> what the generator can be asked for, or null
+    const QUESTIONS = 15; // ConditionInputs.offered
+    const update = (properties) => ({ __type__: "update", ...properties });
+    const choices = (about, list) => about.pairs ? list.map((one) => [one, one]) : list;
+
+    /* ConditionInputs.offered for these answers. */
+    function offered(about, { kinds, tasks }, answers) {
+        const source = ([kind, text, reference, task]) => {
+            const [inText, inPicture, inTask] = Object.keys(about.labels).map((one) => ({ visible: kind === one }));
+            const chosen = { choices: kinds.map((one) => [one, one]), value: kind };
+            return [chosen, { ...inText, value: text }, inPicture, { value: reference }, {}, { ...inTask, choices: choices(about, tasks), value: task }];
+        };
+        const blend = answers[8];
+        return [...source(answers.slice(0, 4)), ...source(answers.slice(4, 8)), { value: blend }, { visible: blend > 0 }].map(update);
+    }
+
+    /* The answers that a generator can be given; a task that it does not know is told when it draws. */
+    function possible({ kinds, tasks }, answers) {
+        const kind = (one) => kinds.includes(one) ? one : kinds[0];
+        const [first, text, reference, task, second, text2, reference2, task2, blend] = answers;
+        return [kind(first), text, reference, task || (tasks[0] ?? ""), kind(second), text2, reference2, task2 || (tasks[0] ?? ""), blend];
     }
 
     /* The answers to the questions as arguments of a tag: ConditionInputs.said in the page. */
-    function saidBy(labels, answers) {
-        const [blend] = answers.slice(8);
+    function saidBy({ labels }, answers) {
+        const blend = answers[8];
         const source = ([kind, ...given], number) => {
             const at = Object.keys(labels).indexOf(kind);
             return at < 0 || (number && !blend) ? [] : [`${labels[kind]}${number}=${written(given[at] ?? "")}`];
         };
         const said = [...source(answers.slice(0, 4), ""), ...source(answers.slice(4, 8), "2")];
         return (blend ? [...said, `blend=${blend}`] : said).join(":");
+    }
+
+    /* The other way round. */
+    function answersOf({ labels, prompt }, said) {
+        const given = new Map(said.split(":").map((part) => [part.split("=", 1)[0], part.slice(part.indexOf("=") + 1)]));
+        const source = (number) => {
+            const kind = Object.keys(labels).find((one) => given.has(labels[one] + number)) ?? prompt;
+            return [kind, ...Object.values(labels).map((label) => decodeURIComponent(given.get(label + number) ?? ""))];
+        };
+        return [...source(""), ...source("2"), Number(given.get("blend") ?? 0)];
     }
 
     const written = (text) => text.replace(/[%:<>#\x00-\x1f\x7f]|^\s+|\s+$/g, encodeURIComponent);
@@ -115,6 +175,8 @@
         resuming: () => resuming,
         queued: () => queued,
         conditions,
+        chose,
+        questions,
         resume,
         show: (name, block = "center") => find(`#hypernetworks_${name}`)?.scrollIntoView({ block }),
     };

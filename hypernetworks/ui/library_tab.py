@@ -20,7 +20,7 @@ from .markup import note
 
 PARTS = 4  # networks that can be merged at once
 AVERAGE, CHAIN = "Average of the weights", "One after the other"
-CHOSEN = "() => [window.hypernetworks ? window.hypernetworks.chosen() : '']"
+CHOSEN = "(clicked, selected) => [window.hypernetworks ? window.hypernetworks.chosen() : '', selected]"
 SHOW_NOTE = "() => { window.hypernetworks?.show('library_note', 'nearest') }"
 RESUME = "(name) => { window.hypernetworks?.resume(name) }"
 ASK_TO_DELETE = (
@@ -47,6 +47,7 @@ class LibraryTab:
                 self.comparing = ComparisonBox(self.host)
         with gr.Column(elem_id="hypernetworks_library_hidden"):
             self.open_button = gr.Button("Open", elem_id="hypernetworks_library_open")
+            self.clicked = gr.Textbox(elem_id="hypernetworks_library_clicked", show_label=False)
             self.selected = gr.Textbox(elem_id="hypernetworks_library_selected", show_label=False)
             self.changed = gr.Textbox(elem_id="hypernetworks_library_changed", show_label=False)
             self.confirmed = gr.Checkbox(elem_id="hypernetworks_library_confirmed", show_label=False)
@@ -112,7 +113,7 @@ class LibraryTab:
         for event in (self.search.change, self.sorting.change):
             event(self.rows.html, listing, [self.table], queue=False, **silent)
         self.resume_button.click(None, [self.selected], None, **compatibility.script(RESUME))
-        self.open_button.click(self.open, [self.selected], [self.note, *opened], **silent, **compatibility.script(CHOSEN))
+        compatibility.last_click(self.open_button, self.open, self.open_other, [self.clicked, self.selected], [self.note, *opened], CHOSEN)
         named = [self.selected, self.search, self.sorting]
         names = self.parts[::2]
         for said in (
@@ -127,7 +128,7 @@ class LibraryTab:
 
     @property
     def _hidden(self) -> list[Any]:
-        return [self.selected, self.changed, self.confirmed]
+        return [self.clicked, self.selected, self.changed, self.confirmed]
 
     @property
     def _opened(self) -> list[Any]:
@@ -137,7 +138,11 @@ class LibraryTab:
     def _acted(self) -> list[Any]:
         return [self.note, self.table, self.changed, *self._opened]
 
-    def open(self, name: str) -> list[Any]:
+    def open_other(self, name: str, selected: str) -> list[Any]:
+        """As `open`; nothing changes where the network is open already."""
+        return [gr.update()] * (1 + len(self._opened)) if name == selected else self.open(name)
+
+    def open(self, name: str, *_: str) -> list[Any]:
         """A note, and the details of the network of that name."""
         try:
             return ["", *self._details(name)]
@@ -174,11 +179,11 @@ class LibraryTab:
             self.library.set_notes(name, text)
             return name, "The notes are saved."
 
-        return self._act(act, search, sorting)
+        return self._act(act, search, sorting, reopen=False)
 
     def convert(self, name: str, search: str, sorting: str) -> list[Any]:
         """Writes the network in the other format."""
-        return self._act(lambda: (name, f"{self.library.convert(name, self._other(name)).name} is beside it now."), search, sorting)
+        return self._act(lambda: (name, f"{self.library.convert(name, self._other(name)).name} is beside it now."), search, sorting, reopen=False)
 
     def delete(self, confirmed: bool, name: str, search: str, sorting: str) -> list[Any]:
         """Moves the network to the trash, once the user has said so."""
@@ -209,11 +214,12 @@ class LibraryTab:
 
         return self._act(act, search, sorting)
 
-    def _act(self, act: Callable[[], tuple[str, str]], search: str, sorting: str) -> list[Any]:
-        """Does something that gives the name to be opened then and a sentence; an error is a sentence too, and nothing else changes."""
+    def _act(self, act: Callable[[], tuple[str, str]], search: str, sorting: str, reopen: bool = True) -> list[Any]:
+        """Does something that gives a name and a sentence; an error is a sentence too, and nothing else changes. Unless that network is to be opened
+        then, what is open stays: it may be another one by now, with notes that are still to be saved."""
         try:
             name, sentence = act()
-            opened = self._details(name)
+            opened = self._details(name) if reopen else [gr.update()] * len(self._opened)
         except HypernetworkError as error:
             return [note(str(error)), *[gr.update()] * (len(self._acted) - 1)]
         return [note(sentence, "good"), self.rows.refreshed(search, sorting, name), str(time.monotonic_ns()), *opened]

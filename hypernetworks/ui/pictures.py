@@ -26,6 +26,7 @@ HERE = {"label": "Folder on this computer", "info": "Its full path.", "placehold
 SENT = {"label": "Folder of pictures that were dropped in", "info": "Its name. Other folders of the server can be allowed in its settings.", "placeholder": ""}
 EDITS_FIRST = "(...values) => window.hypernetworks ? window.hypernetworks.withEdits(values) : values"
 """Puts the captions edited on the page into an event's first input."""
+UNLESS_NAMED = "(proposed, name) => (name || '').trim() ? name : proposed"
 
 
 class PicturesStep:
@@ -58,16 +59,17 @@ class PicturesStep:
         self.stop_button = gr.Button("Stop writing captions", visible=False, elem_id="hypernetworks_stop_captions")
         with gr.Column(elem_id="hypernetworks_hidden_edits"):
             self.edits = gr.Textbox(elem_id="hypernetworks_edits", show_label=False)
+            self.proposed = gr.Textbox(elem_id="hypernetworks_proposed_name", show_label=False)
 
     def wire(self) -> None:
         """Connects the buttons, once all inputs exist."""
         inputs = self.form.inputs
         about = [self.folder, self.shared_caption, inputs["resolution"], inputs["bucket_step"], inputs["kind"]]
-        shown = [self.report, self.save_button, self.write_button, inputs["name"]]
-        self.check_button.click(self.check, [*about, inputs["name"]], shown)
-        self.folder.submit(self.check, [*about, inputs["name"]], shown)
         kept = self.dropped.upload(self.drop, [self.dropped], [self.folder, self.drop_note])
-        kept.then(self.check, [*about, inputs["name"]], shown)
+        for event in (self.check_button.click, self.folder.submit, kept.then):
+            checked = event(self.check, about, [self.report, self.save_button, self.write_button, self.proposed])
+            # in the page, since a name may have been typed meanwhile
+            checked.then(None, [self.proposed, inputs["name"]], [inputs["name"]], **compatibility.script(UNLESS_NAMED))
         edits_first = compatibility.script(EDITS_FIRST)
         self.save_button.click(self.save, [self.edits, *about], [self.report, self.write_button], **edits_first)
         writing = [self.write_button, self.stop_button]
@@ -75,13 +77,13 @@ class PicturesStep:
         begun.then(self.write_captions, [self.edits, *about], [self.report, *writing], **edits_first)
         self.stop_button.click(self.stop_captions, None, None, queue=False)
 
-    def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, kind: str, name: str) -> list[Any]:
-        """The report, whether captions can be saved and written, and a name for the network where none is given: the folder's."""
+    def check(self, folder: str, shared_caption: str, resolution: Any, bucket_step: Any, kind: str) -> list[Any]:
+        """The report, whether captions can be saved and written, and a name for the network: the folder's."""
         try:
             html, offer = self._report(folder, shared_caption, resolution, bucket_step, kind)
         except HypernetworkError as error:
-            return [note(str(error)), gr.update(visible=False), gr.update(visible=False), gr.update()]
-        return [html, gr.update(visible=True), offer, gr.update() if (name or "").strip() else _proposed_name(folder)]
+            return [note(str(error)), gr.update(visible=False), gr.update(visible=False), ""]
+        return [html, gr.update(visible=True), offer, _proposed_name(folder)]
 
     def drop(self, files: Any) -> list[Any]:
         """Keeps files that were dropped in, in a folder of their own: its path, and what could not be kept."""
