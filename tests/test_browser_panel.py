@@ -58,6 +58,7 @@ def address(tmp_path_factory):
 def page(browser, address):  # noqa: F811
     SlowCatalog.delays = {}
     opened = Page(browser, address)
+    opened.tab.set_default_timeout(20_000)
     opened.unfold("more_networks")
     yield opened
     assert opened.errors == []

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("gradio", reason="a web UI is made of it")
+gradio = pytest.importorskip("gradio", reason="a web UI is made of it")
 
 import web_ui
 from hypothesis import given, settings
@@ -64,9 +64,10 @@ def test_a_panel_without_networks_writes_nothing(ui):
 
 
 def test_img2img_has_one_pass_in_which_the_panel_acts(ui):
-    panel, _ = ui.extension.panel(is_img2img=True)
+    with gradio.Blocks():
+        panels = {is_img2img: ui.extension.panel(is_img2img)[0] for is_img2img in (True, False)}
     values = ["ink", 0.5, 0.0, 1.0, *EMPTY * 3, "", "", "", "", "hires pass only"]
-    assert panel.chosen(values)[1] == "both passes" and ui.extension.panel(is_img2img=False)[0].chosen(values)[1] == "hires pass only"
+    assert panels[True].chosen(values)[1] == "both passes" and panels[False].chosen(values)[1] == "hires pass only"
 
 
 def test_a_pass_that_there_is_not_is_told_below_the_picture(ui):
@@ -92,15 +93,17 @@ def test_a_file_that_goes_after_the_list_was_made_is_told_and_the_others_act(ui)
     ui.extension.session.catalog.refresh()
 
 
-def test_a_file_that_cannot_be_read_is_told_and_the_others_act(ui):
-    (ui.networks / "odd.safetensors").write_bytes((ui.networks / "ink.safetensors").read_bytes())
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_file_that_cannot_be_read_is_told_and_the_others_act(ui, suffix):
+    odd = ui.networks / f"odd{suffix}"
+    odd.touch()
     ui.extension.session.catalog.refresh()
-    (ui.networks / "odd.safetensors").unlink()
-    (ui.networks / "odd.safetensors").mkdir()  # no file to be opened, for root neither
+    odd.unlink()
+    odd.mkdir()  # what not even root can open as a file
     try:
         result = ui.txt2img("a star<hypernet:odd>", rows=[("oil", 0.5)], steps=1)
     finally:
-        (ui.networks / "odd.safetensors").rmdir()
+        odd.rmdir()
         ui.extension.session.catalog.refresh()
     assert "odd" in result.comments and torch.equal(result.latents[0], ui.txt2img("a star", rows=[("oil", 0.5)], steps=1).latents[0])
 

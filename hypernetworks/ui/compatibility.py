@@ -39,12 +39,12 @@ def last_click(
 
 
 def on_input(component: Any, said: dict[str, Any]) -> None:
-    """Connects what the user does with a component, not what the server does, with a script. gradio 6 tells of a change before the page has it, and no
-    earlier version goes on after an event that is a script's alone."""
-    if MAJOR < 6:
-        component.input(**said)
-    else:
-        component.input(None, None, None, **script("() => new Promise((done) => setTimeout(done))")).then(**said)
+    """Connects what the user does with a component, not what the server does, with a script. gradio 6 tells of a letter before the page has it, so that
+    the last one is only seen when the field is left."""
+    component.input(**said)
+    for name in ("blur", "release") if MAJOR >= 6 else ():
+        if hasattr(component, name):
+            getattr(component, name)(**said)
 
 
 def lossless() -> dict[str, Any]:

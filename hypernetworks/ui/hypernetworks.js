@@ -83,9 +83,9 @@
         Object.assign(known, JSON.parse(answer || "{}"));
         const [before, names] = [values.slice(0, about.rows), values.slice(about.rows, 2 * about.rows)];
         const rows = names.map((name) => known[name ?? ""]); // null: no generator; undefined: not known yet
-        const { row, before: then } = latest[about.panel] ?? {};
-        const moves = rows[row] && then === JSON.stringify([which, ...before]);
-        let at = moves ? row : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
+        if (latest[about.panel]?.before !== JSON.stringify([which, ...before])) delete latest[about.panel];
+        const row = latest[about.panel]?.row;
+        let at = rows[row] ? row : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
         if (at >= 0 && rows[at] === undefined) return Array(1 + about.rows + QUESTIONS).fill(update({}));
         if (!rows[at]) at = rows.findIndex(Boolean);
         const said = before.map((condition, row) => rows[row] === null ? "" : condition);
