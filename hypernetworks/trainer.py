@@ -97,7 +97,7 @@ class HypernetworkTrainer:
         with accelerator.main_process_first():  # what it encodes the others find on the disk
             dataset = dataset if isinstance(dataset, Dataset) else trainee.read(dataset or self.config.dataset)
             yield from (Progress("warning", message=message) for message in [*dataset.warnings, *left_out(dataset.skipped)])
-            file = trainee.target if resume and trainee.target.exists() and not folder.state_path.exists() else None
+            file = trainee.target if resume and trainee.target.exists() and not folder.has_state else None
             batches = trainee.batches(dataset, accelerator.num_processes, accelerator.process_index, file)
             if accelerator.is_main_process and model_bytes(host) > SMALL and (foreseen := self.forecast(dataset, host)) is not None:
                 yield Progress("preparing" if foreseen.fits else "warning", message=foreseen.sentence)

@@ -133,7 +133,7 @@ def test_a_generator_is_described_and_is_neither_converted_nor_merged(service):
     assert (told["kind"], told["structure"]["rank"], told["structure"]["tasks"]) == ("generator", 2, ["etching", "fresco"])
     assert told["layers"] == [layer.name for layer in service.catalog.load("maker").layers] and "widths" not in told
     refused = service.post("/convert", {"name": "maker"})
-    assert refused.status_code == 400 and "is a generator" in refused.json()["detail"]
+    assert refused.status_code == 422 and "is a generator" in refused.json()["detail"]
 
 
 def test_a_picture_is_kept_upright_and_without_what_its_file_says_of_somebody(service):
