@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-gr = pytest.importorskip("gradio", reason="the page needs gradio")
+pytest.importorskip("gradio", reason="the page needs gradio")
 
+import gradio as gr
 from test_browser import Page, browser  # noqa: F401 (fixture)
 
 from hypernetworks.catalog import Catalog
