@@ -52,6 +52,7 @@ def test_names_that_work_everywhere_are_taken(name):
         ("a|b", "contains"),
         ("a?", "contains"),
         ("a*", "contains"),
+        ("a#2", "contains #"),  # a web UI cuts the prompt there
         ("a\nb", "invisible"),
         ("a\0b", "invisible"),
         ("a\u202eb", "invisible"),

@@ -65,7 +65,7 @@ def test_a_panel_without_networks_writes_nothing(ui):
 
 
 def test_img2img_has_one_pass_in_which_the_panel_acts(ui):
-    with gradio.Blocks():
+    with pytest.importorskip("gradio").Blocks():
         panels = {is_img2img: ui.extension.panel(is_img2img)[0] for is_img2img in (True, False)}
     values = ["ink", 0.5, 0.0, 1.0, *EMPTY * 3, "", "", "", "", "hires pass only"]
     assert panels[True].chosen(values)[1] == "both passes" and panels[False].chosen(values)[1] == "hires pass only"
