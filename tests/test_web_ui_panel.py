@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("gradio", reason="a web UI is made of it")
 
-import gradio
 import web_ui
 from hypothesis import given, settings
 from hypothesis import strategies as st
