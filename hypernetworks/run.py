@@ -206,10 +206,10 @@ class Run:
                     yield self._validate()
                 self.settled = self.step < self.steps and self._reached(self.config.validation_every) and self.best.has_waited(self.step)
                 self._remember()
-                if self._due(self.config.checkpoint_every) and self.step < self.steps:
-                    yield self._checkpoint()  # before the preview, which is the likeliest to fail
                 if self._due(self.config.preview_every):
                     yield from self._preview()
+                if self._due(self.config.checkpoint_every) and self.step < self.steps:
+                    yield self._checkpoint()  # last: what comes after it would be missing from a run that is killed then
         yield self._finish()
 
     @property
