@@ -93,7 +93,7 @@ def test_previews_that_cannot_be_drawn_end_and_the_run_goes_on(host, tmp_path, m
     one = HypernetworkTrainer(config=QUICK | {"preview_prompts": "a", "checkpoint_every": 1, "dropout_structure": (0, 0.3, 0)})
     found = list(one.run(host=host))
     assert [(event.kind, event.step) for event in found if event.kind in ("preview", "checkpoint", "warning", "finished")] == [
-        ("preview", 0), ("checkpoint", 1), ("warning", 1), ("finished", 2),
+        ("preview", 0), ("warning", 1), ("checkpoint", 1), ("finished", 2),
     ]  # fmt: skip
     assert next(event.message for event in found if event.kind == "warning") == f"There are no previews from step 1 on: {words}"
     assert len(tried) == 2 and equal(weights(one.hypernetwork), weights(plain.hypernetwork))
