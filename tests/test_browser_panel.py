@@ -92,6 +92,12 @@ def shown(page, field):
     return page.find(field).locator("textarea, input").first.input_value()
 
 
+def ask_about(page, name):
+    """Chooses a generator in the first row, and waits for the questions about it."""
+    page.choose("network_1", name)
+    page.find("condition_generator").wait_for(state="visible")
+
+
 def test_pasted_conditions_stay_those_of_their_rows(page):
     paste(page, TWO)
     tags_are(page, TWO)
@@ -111,8 +117,7 @@ def test_pasted_conditions_stay_those_of_their_rows(page):
 
 
 def test_looking_at_another_row_says_nothing(page):
-    page.choose("network_1", "any")
-    page.find("condition_generator").wait_for(state="visible")
+    ask_about(page, "any")
     answer(page, "ink")
     page.choose("network_2", "other")
     page.find("which").wait_for(state="visible")
@@ -131,8 +136,7 @@ def test_looking_at_another_row_says_nothing(page):
 
 
 def test_what_is_answered_while_the_server_is_asked_stays(page):
-    page.choose("network_1", "any")
-    page.find("condition_generator").wait_for(state="visible")
+    ask_about(page, "any")
     SlowCatalog.delays = {"other": 2}
     page.choose("network_1", "other")
     answer(page, "fog")
@@ -142,8 +146,7 @@ def test_what_is_answered_while_the_server_is_asked_stays(page):
 
 
 def test_a_late_answer_does_not_move_the_questions_under_the_user(page):
-    page.choose("network_1", "any")
-    page.find("condition_generator").wait_for(state="visible")
+    ask_about(page, "any")
     SlowCatalog.delays = {"other": 2}
     page.choose("network_2", "other")
     answer(page, "ink")
@@ -154,8 +157,7 @@ def test_a_late_answer_does_not_move_the_questions_under_the_user(page):
 
 
 def test_the_questions_know_what_each_generator_can_be_asked_for(page):
-    page.choose("network_1", "any")
-    page.find("condition_generator").wait_for(state="visible")
+    ask_about(page, "any")
     kind(page, "A task")
     tags_are(page, "<hypernet:any:task=day>")
     page.choose("network_2", "other")

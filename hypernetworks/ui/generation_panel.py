@@ -88,7 +88,10 @@ class NetworkRows:
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
         for component in self.inputs:
             compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
-        about = {"panel": prefix, "rows": ROWS, "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS}
+        about = {
+            "panel": prefix, "rows": [row_label(number) for number in range(1, ROWS + 1)], "questions": len(self.questions.offered),
+            "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS,
+        }  # fmt: skip
         self._wire_conditions(json.dumps(about))
 
     def _wire_conditions(self, about: str) -> None:

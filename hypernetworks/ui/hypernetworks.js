@@ -68,39 +68,38 @@
     /* The conditions of all rows of a panel (hypernetworks/ui/generation_panel.py), where the questions are about the row that `which` names. Said
        here, not by the server: gradio 3 drops changes that come while it waits for an answer. */
     function conditions(about, [which, ...values]) {
-        const said = saidBy(about, values.slice(about.rows));
-        return values.slice(0, about.rows).map((before, row) => which.endsWith(` ${row + 1}`) ? said : before);
+        const said = saidBy(about, values.slice(about.rows.length));
+        return about.rows.map((label, row) => which === label ? said : values[row]);
     }
 
     /* A network has been chosen in row `number` of a panel, while its `which` and conditions were these. */
     function chose(about, number, values) {
-        latest[about.panel] = { row: number - 1, before: JSON.stringify(values.slice(0, 1 + about.rows)) };
+        latest[about.panel] = { row: number - 1, before: JSON.stringify(values.slice(0, 1 + about.rows.length)) };
     }
 
     /* What a panel shows of its conditions: `which`, the conditions, the questions. These move to the row that was chosen last, unless the user has
        answered something or looked at another row since. Nothing changes while the server is still to say what the row's network is. */
     function questions(about, [answer, which, ...values]) {
         Object.assign(known, JSON.parse(answer || "{}"));
-        const [before, names] = [values.slice(0, about.rows), values.slice(about.rows, 2 * about.rows)];
+        const count = about.rows.length;
+        const [before, names, given] = [values.slice(0, count), values.slice(count, 2 * count), values.slice(2 * count, 2 * count + 9)];
         const rows = names.map((name) => known[name ?? ""]); // null: no generator; undefined: not known yet
         if (latest[about.panel]?.before !== JSON.stringify([which, ...before])) delete latest[about.panel];
         const row = latest[about.panel]?.row;
-        let at = rows[row] ? row : rows.findIndex((_, row) => which.endsWith(` ${row + 1}`));
-        if (at >= 0 && rows[at] === undefined) return Array(1 + about.rows + QUESTIONS).fill(update({}));
+        let at = rows[row] ? row : about.rows.indexOf(which);
+        if (at >= 0 && rows[at] === undefined) return Array(1 + count + about.questions).fill(update({}));
         if (!rows[at]) at = rows.findIndex(Boolean);
         const said = before.map((condition, row) => rows[row] === null ? "" : condition);
-        const labels = rows.flatMap((row, index) => row ? [`Hypernetwork ${index + 1}`] : []);
+        const labels = about.rows.filter((_, row) => rows[row]);
         const shown = { choices: choices(about, labels), visible: labels.length > 1 };
-        if (at < 0) return [update(shown), ...said, update({ visible: false }), ...Array(QUESTIONS - 1).fill(update({}))];
-        const given = values.slice(2 * about.rows, 2 * about.rows + 9);
+        if (at < 0) return [update(shown), ...said, update({ visible: false }), ...Array(about.questions - 1).fill(update({}))];
         const answers = possible(rows[at], saidBy(about, given) === said[at] ? given : answersOf(about, said[at]));
         said[at] = saidBy(about, answers);
-        return [update({ ...shown, value: `Hypernetwork ${at + 1}` }), ...said, update({ visible: true }), ...offered(about, rows[at], answers)];
+        return [update({ ...shown, value: about.rows[at] }), ...said, update({ visible: true }), ...offered(about, rows[at], answers)];
     }
 
     const latest = {}; // prefix of a panel -> the row chosen last, and what it was chosen before
     const known = {}; // name of a network -> what the generator can be asked for, or null
-    const QUESTIONS = 15; // ConditionInputs.offered
     const update = (properties) => ({ __type__: "update", ...properties });
     const choices = (about, list) => about.pairs ? list.map((one) => [one, one]) : list;
 
