@@ -101,9 +101,11 @@ class Learner:
     def shown(self) -> Iterator[None]:
         """Within it the network is the one that will be saved: nothing is dropped out, and weights are averaged where they are to be."""
         self.network.eval()
-        with evaluating(self.optimizer), self.average.shown() if self.average is not None else nullcontext():
-            yield
-        self.network.train()
+        try:
+            with evaluating(self.optimizer), self.average.shown() if self.average is not None else nullcontext():
+                yield
+        finally:
+            self.network.train()
 
     def settle(self) -> None:
         """The network stays as `shown` has it; this ends the training."""
