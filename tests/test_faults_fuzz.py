@@ -242,7 +242,7 @@ def test_configurations(fuzz, tmp_path):
 
     def read_file(path):
         config = read(TrainingConfig, read_config(path))
-        check_options(config)
+        check_options(config, torch.device("cpu"))
         return config
 
     for path, text in zip(files, (CONFIGURATION, json.dumps(values)), strict=True):
