@@ -261,11 +261,12 @@ def _add_refine(commands: Any) -> None:
 
 
 def _export_command(commands: Any, name: str, run: Any, config: type, help: str) -> None:
-    parser, known = _command(commands, name, run, help), options(config)
-    generator = known.pop("generator")
-    parser.add_argument(generator.name, help=generator.help)
-    for option in known.values():
-        _add_option(parser, option)
+    parser = _command(commands, name, run, help)
+    for option in options(config).values():
+        if option.name == "generator":
+            parser.add_argument(option.name, help=option.help)
+        else:
+            _add_option(parser, option)
 
 
 def _export_config(parsed: argparse.Namespace, config: type, host: Any) -> Any:

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigError
@@ -83,7 +85,8 @@ def option(default: Any, label: str, help: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata=dict(label=label, help=help, **about))
 
 
-def options(config: type) -> dict[str, Option]:
+@functools.cache  # asked for each queued run whenever a page is refreshed; to resolve the types takes milliseconds
+def options(config: type) -> Mapping[str, Option]:
     """The options of a configuration class by name, in the order they are declared."""
     kinds = typing.get_type_hints(config)
     found = {}
@@ -93,7 +96,7 @@ def options(config: type) -> dict[str, Option]:
         found[field.name] = Option(
             field.name, default=field.default, kind=typing.get_origin(kind) or kind, item=item, **field.metadata
         )
-    return found
+    return MappingProxyType(found)
 
 
 def read(config: type, values: Mapping[str, Any]) -> Any:

@@ -32,5 +32,12 @@ def test_values_come_back_from_text_as_from_toml():
     assert read(TrainingConfig, plain(config)) == config
 
 
+def test_options_are_worked_out_once_and_cannot_be_changed():
+    known = options(TrainingConfig)
+    assert options(TrainingConfig) is known
+    with pytest.raises(TypeError):
+        known["name"] = known["kind"]
+
+
 def test_plain_holds_only_what_differs_from_the_defaults():
     assert plain(read(TrainingConfig, {"max_steps": 7})) == {"max_steps": 7}
