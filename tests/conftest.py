@@ -42,6 +42,30 @@ def waiting(host, tmp_path):
     found.end()
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A real one. Skips where none can be expected."""
+    from browsing import opened_browser
+
+    with opened_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The folder of the app at `address`."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    """The app as `hypernetworks ui` starts it."""
+    from browsing import app_running
+
+    with app_running(home, "-m", "hypernetworks", "ui", "--home", home, "--no-browser", "--port") as address:
+        yield address
+
+
 @dataclass
 class FaultCounts:
     """What the fault tests have done, counted by themselves: processes killed and how many of them lost something, inputs made up and how many of them

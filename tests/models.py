@@ -115,6 +115,11 @@ class LdmUNet(nn.Module):
         return x
 
 
+def hooks(unet):
+    """How many there are on its modules."""
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in unet.modules())
+
+
 def generator(unet, seed=1, **options):
     """A small one whose weights do something: B is not zero, as if it had been trained."""
     from hypernetworks.generator import Hypernetwork

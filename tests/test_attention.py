@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import LdmUNet, diffusers_unet
+from models import LdmUNet, diffusers_unet, hooks
 
 from hypernetworks.attention import Attachment, LowRankEdit, ResidualEdit, Strength, attached, find_projections, network_widths
 from hypernetworks.errors import ModelUnfit
@@ -48,10 +48,6 @@ def by_formula(unet, *chain):
     for handle in handles:
         handle.remove()
     return result
-
-
-def hooks(unet):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

@@ -4,14 +4,9 @@ Run with `pytest -m browser`.
 """
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-from test_browser import PICTURES, Page, browser  # noqa: F401 (a fixture)
+from browsing import PICTURES, Page, app_running
 
 pytestmark = pytest.mark.browser
 APP = """
@@ -37,22 +32,10 @@ launch(DescribingHost(None, Folders.below(Path(sys.argv[1]))), int(sys.argv[2]),
 
 
 @pytest.fixture(scope="module")
-def page(browser, tmp_path_factory):  # noqa: F811
+def page(browser, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with open(home / "log.txt", "w") as log:
-        app = subprocess.Popen([sys.executable, "-c", APP, home, str(port)], stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent)
-        deadline = time.monotonic() + 180
-        while "Ready" not in (home / "log.txt").read_text():
-            if app.poll() is not None or time.monotonic() > deadline:
-                app.kill()
-                pytest.fail(f"The app did not start:\n{(home / 'log.txt').read_text()}")
-            time.sleep(0.5)
-        yield Page(browser, f"http://127.0.0.1:{port}/")
-        app.terminate()
-        app.wait(120)
+    with app_running(home, "-c", APP, home) as address:
+        yield Page(browser, address)
     assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())
 
 

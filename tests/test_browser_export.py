@@ -6,8 +6,8 @@ import re
 import shutil
 
 import pytest
+from browsing import PICTURES, Page
 from models import generator
-from test_browser import PICTURES, Page, address, browser, home  # noqa: F401 (fixtures)
 
 from hypernetworks.generator_files import save_generator
 from hypernetworks.hosts.diffusers import DiffusersHost
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def page(browser, address, home):  # noqa: F811
+def page(browser, address, home):
     save_generator(generator(DiffusersHost(None, device="cpu").unet), home / "networks" / "maker.safetensors")
     shutil.copytree(PICTURES, home / "data" / "pictures" / "striped")
     opened = Page(browser, address)
@@ -27,11 +27,11 @@ def page(browser, address, home):  # noqa: F811
     return opened
 
 
-def files(home):  # noqa: F811
+def files(home):
     return sorted(path.name for path in (home / "loras").glob("*"))
 
 
-def test_a_picture_that_is_dropped_in_becomes_a_file(page, home):  # noqa: F811
+def test_a_picture_that_is_dropped_in_becomes_a_file(page, home):
     page.find("library_condition_export").get_by_text("A reference picture").click()
     page.wait_for("find('library_dropped_export')?.offsetParent")
     page.tab.set_input_files("#hypernetworks_library_dropped_export input[type=file]", PICTURES / "01.png")
@@ -43,7 +43,7 @@ def test_a_picture_that_is_dropped_in_becomes_a_file(page, home):  # noqa: F811
     assert file.startswith("fox-") and str(home / "loras" / file) in page.find("library_export_result").inner_text()
 
 
-def test_it_is_refined_on_pictures_that_are_there(page, home):  # noqa: F811
+def test_it_is_refined_on_pictures_that_are_there(page, home):
     page.unfold("library_refining")
     field = page.find("library_refine_dataset").locator("input").first
     field.fill("striped")
@@ -68,6 +68,6 @@ def test_nothing_sticks_out_to_the_side(page, width):
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_nothing_went_wrong_in_the_page(page, home):  # noqa: F811
+def test_nothing_went_wrong_in_the_page(page, home):
     assert page.errors == [] and page.elsewhere == []
     assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())

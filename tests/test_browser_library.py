@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from test_browser import Page, address, browser, home  # noqa: F401 (fixtures)
+from browsing import Page
 
 from hypernetworks.checkpoint import Row, RunFolder
 from hypernetworks.files import describe, load, save
@@ -25,7 +25,7 @@ def put(networks, name, widths, seed=1, **metadata):
 
 
 @pytest.fixture(scope="module")
-def page(browser, address, home):  # noqa: F811
+def page(browser, address, home):
     put(home / "networks", "ink", {8: 8}, 1)
     put(home / "networks", "fog", {8: 8}, 2)
     put(home / "networks", "layers", {LAYER: 8}, settings=json.dumps({"max_steps": 300, "learning_rate": "auto*0.5", "batch_size": 3}))
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_opened_with_its_sentence(page):
     assert "is damaged" in page.find("library_details").inner_text() and page.find("library_resume").is_disabled()
 
 
-def test_notes_are_written_and_stay(page, home):  # noqa: F811
+def test_notes_are_written_and_stay(page, home):
     open_row(page, "ink")
     page.fill("library_notes", "good at 0.7")
     page.click("library_save_notes")
@@ -93,7 +93,7 @@ def test_notes_are_written_and_stay(page, home):  # noqa: F811
     assert page.find("library_notes").locator("textarea").input_value() == "good at 0.7"
 
 
-def test_a_network_is_renamed_and_a_taken_name_refused(page, home):  # noqa: F811
+def test_a_network_is_renamed_and_a_taken_name_refused(page, home):
     page.fill("library_new_name", "fog")
     page.click("library_rename")
     told(page, "There is a hypernetwork named fog already")
@@ -105,14 +105,14 @@ def test_a_network_is_renamed_and_a_taken_name_refused(page, home):  # noqa: F81
     assert (home / "networks" / "black ink.safetensors").is_file() and not (home / "networks" / "ink.safetensors").exists()
 
 
-def test_a_network_is_converted(page, home):  # noqa: F811
+def test_a_network_is_converted(page, home):
     page.click("library_convert")
     told(page, "black ink.pt is beside it now")
     weights, same = (load(home / "networks" / f"black ink{suffix}").state_dict() for suffix in (".safetensors", ".pt"))
     assert all(weights[name].equal(same[name]) for name in weights)
 
 
-def test_two_networks_are_merged(page, home):  # noqa: F811
+def test_two_networks_are_merged(page, home):
     page.click("library_add")
     told(page, "black ink is among those to be merged")
     open_row(page, "fog")
@@ -142,7 +142,7 @@ def delete(page, confirm):
         page.click("library_delete")
 
 
-def test_delete_asks_and_moves_to_the_trash(page, home):  # noqa: F811
+def test_delete_asks_and_moves_to_the_trash(page, home):
     open_row(page, "mist")
     delete(page, confirm=False)
     time.sleep(2)
@@ -154,7 +154,7 @@ def test_delete_asks_and_moves_to_the_trash(page, home):  # noqa: F811
     assert [path.name for path in (home / "data" / "trash").glob("* mist/*")] == ["mist.safetensors"]
 
 
-def test_training_goes_on_with_the_files_options(page, home):  # noqa: F811
+def test_training_goes_on_with_the_files_options(page, home):
     open_row(page, "layers")
     page.click("library_resume")
     page.wait_for("find('note').textContent.includes('These are the options of layers')")
@@ -170,13 +170,13 @@ def test_training_goes_on_with_the_files_options(page, home):  # noqa: F811
     }  # fmt: skip
 
 
-def test_nothing_went_wrong_in_the_page(page, home):  # noqa: F811
+def test_nothing_went_wrong_in_the_page(page, home):
     assert page.errors == [] and page.elsewhere == []
     assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())
 
 
 @pytest.mark.parametrize("width", [1400, 800])
-def test_nothing_sticks_out_to_the_side(page, browser, address, width):  # noqa: F811
+def test_nothing_sticks_out_to_the_side(page, browser, address, width):
     narrow = Page(browser, address, width)
     narrow.show_tab("Library")
     narrow.wait_for("find('library_table').querySelectorAll('tbody tr').length === 4")

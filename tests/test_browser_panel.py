@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("gradio", reason="the page needs gradio")
 
 import gradio as gr
-from test_browser import Page, browser  # noqa: F401 (fixture)
+from browsing import Page
 
 from hypernetworks.catalog import Catalog
 from hypernetworks.host import Folders
@@ -56,7 +56,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, address):  # noqa: F811
+def page(browser, address):
     SlowCatalog.delays = {}
     opened = Page(browser, address)
     opened.tab.set_default_timeout(20_000)

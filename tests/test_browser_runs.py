@@ -5,13 +5,13 @@ Run with `pytest -m browser tests/test_browser_runs.py`.
 import re
 
 import pytest
-from test_browser import PICTURES, Page, address, browser, home  # noqa: F401 (fixtures)
+from browsing import PICTURES, Page
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def page(browser, address):  # noqa: F811
+def page(browser, address):
     opened = Page(browser, address)
     opened.fill("option_dataset", PICTURES)
     opened.unfold("group_pictures")
@@ -23,7 +23,7 @@ def page(browser, address):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def other(browser, address):  # noqa: F811
+def other(browser, address):
     return Page(browser, address, width=800)
 
 
@@ -83,7 +83,7 @@ def test_runs_wait_for_their_turn_and_both_browsers_see_it(page, other):
     page.wait_for("!find('queue').textContent.includes('second')")
 
 
-def test_the_next_run_begins_when_one_is_stopped(page, home):  # noqa: F811
+def test_the_next_run_begins_when_one_is_stopped(page, home):
     page.wait_for("find('status').querySelectorAll('polyline.hypernetworks-loss').length > 0")
     page.click("stop")
     page.wait_for("find('status').textContent.includes('third')")
@@ -103,7 +103,7 @@ def test_two_runs_are_compared(page):
     assert page.find("comparison").locator("table[data-differences] tbody tr").all_inner_texts() == ["Steps\t5000\t2"]
 
 
-def test_nothing_went_wrong_and_nothing_sticks_out(page, other, home):  # noqa: F811
+def test_nothing_went_wrong_and_nothing_sticks_out(page, other, home):
     assert page.errors == other.errors == [] and page.elsewhere == other.elsewhere == []
     assert not re.search("Traceback|ERROR", (home / "log.txt").read_text())
     for one, width in ((page, 1400), (other, 800)):

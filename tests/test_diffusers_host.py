@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models import hooks
 from PIL import Image
 from tiny_models import FAMILIES, change_json, make_pipeline
 
@@ -285,8 +286,7 @@ def test_training_puts_everything_back_also_after_an_exception(models, checkpoin
     odd.train()
 
     def state():
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
-        return [p.requires_grad for p in unet.parameters()], [m.training for m in unet.modules()], unet.is_gradient_checkpointing, hooks
+        return [p.requires_grad for p in unet.parameters()], [m.training for m in unet.modules()], unet.is_gradient_checkpointing, hooks(unet)
 
     before = state()
     with pytest.raises(KeyboardInterrupt), host.training(checkpointing):

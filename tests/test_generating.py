@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from models import diffusers_unet
+from models import diffusers_unet, hooks
 from PIL import Image
 
 from hypernetworks import files
@@ -67,12 +67,9 @@ def reference(host, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(host):
-    def hooks():
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in host.unet.modules())
-
-    before = hooks()
+    before = hooks(host.unet)
     yield
-    assert hooks() == before
+    assert hooks(host.unet) == before
 
 
 def pixels(pictures):

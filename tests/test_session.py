@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from models import hooks
 
 from hypernetworks.attention import ResidualEdit, Strength, attached
 from hypernetworks.errors import HypernetworkError, ModelUnfit
@@ -66,12 +67,9 @@ def bare(host):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(host):
-    def hooks():
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in host.unet.modules())
-
-    before = hooks()
+    before = hooks(host.unet)
     yield
-    assert hooks() == before
+    assert hooks(host.unet) == before
 
 
 def pixels(pictures):

@@ -5,6 +5,7 @@ import torch
 pytest.importorskip("gradio", reason="a web UI is made of it")
 
 import web_ui
+from models import hooks
 from web_ui.recording import check, recorded
 from web_ui.shelf import INK, OIL, fill, on
 
@@ -21,10 +22,6 @@ def running(request, tmp_path_factory):
 def ui(running):
     with running.one_test():
         yield running
-
-
-def unet_hooks(ui):
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in ui.unet.modules())
 
 
 @pytest.mark.parametrize("tag, said", [
@@ -116,7 +113,7 @@ def fails(ui, **about):
 def test_behind_an_error_within_the_unet_nothing_is_left_on_it(ui):
     bare = ui.txt2img("a ring").latents[0]
     fails(ui)
-    assert unet_hooks(ui) == 0
+    assert hooks(ui.unet) == 0
     assert torch.equal(ui.txt2img("a ring").latents[0], bare)
     assert ui.hooks() == 0
 
