@@ -113,10 +113,10 @@ def add_routes(app: Any, host: Any, jobs: Any, catalog: Catalog) -> None:
     from ..api import SDAPI, ApiParts, router, sdapi_router
 
     api = ApiParts(host=host, jobs=jobs, catalog=catalog, guards=[guard(app)], client_paths=lambda: host.client_paths)
-    app.include_router(router(api))
+    app.router.routes += router(api).routes  # `include_router` would look at every function's parameters a second time
     if is_forge():  # the routes are there and end in a NameError
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in SDAPI]
-        app.include_router(sdapi_router(api))
+        app.router.routes += sdapi_router(api).routes
 
 
 def guard(app: Any) -> Any:

@@ -18,12 +18,14 @@ def script(code: str) -> dict[str, Any]:
     return {"_js": code} if MAJOR < 4 else {"js": code}
 
 
-def followed(event: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Connects an event that may come again before its answer, such as a component's `change`; the last one counts. gradio 3 forgets what
-    comes while it waits, so that it asks once more after each answer."""
+def followed(events: Sequence[Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> list[Any]:
+    """Connects events that may come again before the answer, such as components' `change`; the last one counts. Gives what `then` can be said to. gradio 3
+    has no connection of several, and forgets what comes while it waits, so that it asks once more after each answer."""
     quietly = {"queue": False, "show_progress": "hidden"}
-    answered = event(function, inputs, outputs, **quietly)
-    return answered.then(function, inputs, outputs, **quietly) if MAJOR < 4 else answered
+    if MAJOR >= 4:
+        return [gr.on(events, function, inputs, outputs, trigger_mode="always_last", **quietly)]
+    answered = [event(function, inputs, outputs, **quietly) for event in events]
+    return [one.then(function, inputs, outputs, **quietly) for one in answered]
 
 
 def last_click(
@@ -38,13 +40,16 @@ def last_click(
         button.click(function, inputs, outputs, trigger_mode="always_last", **about)
 
 
-def on_input(component: Any, said: dict[str, Any]) -> None:
-    """Connects what the user does with a component, not what the server does, with a script. gradio 6 tells of a letter before the page has it, so that
+def on_input(components: Sequence[Any], said: dict[str, Any]) -> None:
+    """Connects what the user does with components, not what the server does, with a script. gradio 6 tells of a letter before the page has it, so that
     the last one is only seen when the field is left."""
-    component.input(**said)
-    for name in ("blur", "release") if MAJOR >= 6 else ():
-        if hasattr(component, name):
-            getattr(component, name)(**said)
+    names = ("input", "blur", "release") if MAJOR >= 6 else ("input",)
+    events = [getattr(component, name) for component in components for name in names if hasattr(component, name)]
+    if MAJOR >= 4:
+        gr.on(events, trigger_mode="multiple", **said)
+        return
+    for event in events:
+        event(**said)
 
 
 def lossless() -> dict[str, Any]:

@@ -50,7 +50,7 @@ class SourceInput:
             component.do_not_save_to_config = True
         self.kind.change(None, [self.kind], [self.text, self.picture, self.task], **compatibility.script(ONE_IN_SIGHT))
         self.kept = self.dropped.upload(self.keep, [self.dropped], [self.reference, self.shown, self.dropped], queue=False)
-        compatibility.followed(self.reference.change, self.show, [self.reference], [self.shown])
+        compatibility.followed([self.reference.change], self.show, [self.reference], [self.shown])
 
     @property
     def _references(self) -> References:

@@ -86,8 +86,7 @@ class NetworkRows:
 
     def _wire(self, prefix: str) -> None:
         self.refresh_button.click(self.refresh, self.names, self.names, queue=False)
-        for component in self.inputs:
-            compatibility.followed(component.change, self.write_tags, self.inputs, [self.tags])
+        compatibility.followed([component.change for component in self.inputs], self.write_tags, self.inputs, [self.tags])
         about = {
             "panel": prefix, "rows": [row_label(number) for number in range(1, ROWS + 1)], "questions": len(self.questions.offered),
             "labels": LABELS, "prompt": PROMPT, "pairs": compatibility.CHOICES_ARE_PAIRS,
@@ -101,18 +100,18 @@ class NetworkRows:
         before = [self.which, *self.conditions]
         say = f"(...values) => window.hypernetworks?.conditions({about}, values)"
         said = {"fn": None, "inputs": [*before, *questions.inputs], "outputs": self.conditions, **compatibility.script(say)}
-        for source in (questions.first, questions.second):
-            for component in (source.kind, source.text, source.task):
-                compatibility.on_input(component, said)
+        sources = (questions.first, questions.second)
+        compatibility.on_input([*(component for source in sources for component in (source.kind, source.text, source.task)), questions.blend], said)
+        for source in sources:
             source.kept.then(**said)
-        compatibility.on_input(questions.blend, said)
         show = compatibility.script(f"(...values) => window.hypernetworks?.questions({about}, values)")
         inputs = [self.answer, *before, *self.names, *questions.inputs]
         shown = {"fn": None, "inputs": inputs, "outputs": [*before, *questions.offered], **show}
         for number, name in enumerate(self.names, 1):
             chose = f"(...values) => {{ window.hypernetworks?.chose({about}, {number}, values) }}"
             name.change(None, before, None, **compatibility.script(chose))
-            compatibility.followed(name.change, self.ask, self.names, [self.answer]).then(**shown)
+            for asked in compatibility.followed([name.change], self.ask, self.names, [self.answer]):
+                asked.then(**shown)
         self.which.change(**shown)
 
     def choices(self) -> list[str]:
