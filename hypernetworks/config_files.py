@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from .errors import ConfigError
 
 LARGEST = 1 << 18  # bytes; lists within lists take the reader of TOML two seconds for each million
+DEEPEST = 8  # dots in a name of TOML; for a long one its reader keeps every beginning, so that a file of this size would take gigabytes
+_ASIDE = re.compile(r'''"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'{3}.*?(?:\'{3,5}|\Z)|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|#[^\n]*''', re.DOTALL)
+"""Texts and comments of TOML. One that has no end goes to the end of its line or of all, so that no place is looked at twice."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -43,7 +47,15 @@ def _from_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib
     except ModuleNotFoundError:  # a web UI on Python 3.10
         return _from_lines(text)
+    if _deepest_name(text) > DEEPEST:
+        raise ValueError(f"a name in it has more than {DEEPEST} dots")
     return tomllib.loads(text)
+
+
+def _deepest_name(text: str) -> int:
+    """The most dots of any name, number or date; a name's parts may be texts, and may stand apart."""
+    names = re.split(r"[^\w.-]+", re.sub(r"[ \t]", "", _ASIDE.sub("text", text)))
+    return max(name.count(".") for name in names)
 
 
 def _from_lines(text: str) -> dict[str, Any]:

@@ -189,21 +189,24 @@ sys.addaudithook(_hook)  # for good, as all of them are
 
 class Ways:
     """Which ways through the files below a folder were gone: pairs of lines, one after the other. Of a case only the beginning is looked at, so
-    that a long one is not held up."""
+    that a long one is not held up: so many lines there, and so many calls, of whatever is called."""
 
-    STEPS = 2_000
+    STEPS, CALLS = 2_000, 20_000
 
     def __init__(self, folder):
         self.folder, self.seen, self.new = os.fspath(folder), set(), False
 
     def __enter__(self):
-        self.new, self.before, self.left = False, None, self.STEPS
+        self.new, self.before, self.steps_left, self.calls_left = False, None, self.STEPS, self.CALLS
         sys.settrace(self._call)
 
     def __exit__(self, *error):
         sys.settrace(None)
 
     def _call(self, frame, event, argument):
+        self.calls_left -= 1
+        if not self.calls_left:
+            sys.settrace(None)
         return self._step if frame.f_code.co_filename.startswith(self.folder) else None
 
     def _step(self, frame, event, argument):
@@ -211,8 +214,8 @@ class Ways:
         if (way := (self.before, here)) not in self.seen:
             self.seen.add(way)
             self.new = True
-        self.before, self.left = here, self.left - 1
-        if not self.left:
+        self.before, self.steps_left = here, self.steps_left - 1
+        if not self.steps_left:
             sys.settrace(None)
         return self._step
 

@@ -181,6 +181,11 @@ def test_texts(fuzz, tmp_path):
     path.write_text("a = [" + "[]," * 85_000 + "]")
     assert path.stat().st_size <= LARGEST
     refused(fuzz, "a configuration of lists", lambda path: read(TrainingConfig, read_config(path)), path)
+    for number, part in enumerate(("a.", '"a".', "'a' . ", '"\\"".', "é\t.")):
+        for text in (part * (LARGEST // 8) + "a = 1", "[" + part * (LARGEST // 8) + "a]", "x = {b = \"\"\" \"\"\"\", " + part * (LARGEST // 8) + "a = 1}"):
+            path.write_text(text, encoding="utf-8")
+            assert path.stat().st_size <= LARGEST
+            refused(fuzz, ("a name of many parts", number, text[:20]), read_config, path)
     run = RunFolder(tmp_path, "run")
     run.path.mkdir()
     (run.path / "config.json").write_text("[" * 5_000_000)
