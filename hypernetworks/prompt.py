@@ -24,7 +24,8 @@ HALF = 0.5  # the share of a second condition where the tag does not say it
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 REFERENCE = re.compile(r"[0-9a-f]{10}")
 ESCAPED = re.compile(r"%(?:23|25(?=(?:25)*23))")  # of a name, which else stands in a tag as it is
-UNWRITABLE = re.compile(r"[%:<>#\x00-\x1f\x7f]|^\s+|\s+$")  # "#" begins a comment in a web UI's prompt
+LONGEST_CONDITION = 100_000  # characters of a text or a task
+UNWRITABLE = re.compile(r"^\s+|(?<!\s)\s+$|[%:<>#\x00-\x1f\x7f]")  # "#" begins a comment in a web UI's prompt
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ConditionSource:
     def __post_init__(self) -> None:
         if self.kind not in SOURCES.values():
             raise HypernetworkError(f"A condition is made of a text, a reference or a task, not of {self.kind!r}.")
+        if len(self.value) > LONGEST_CONDITION:
+            raise HypernetworkError(f"What weights are made for has at most {LONGEST_CONDITION:,} characters, not {len(self.value):,}.")
         if self.kind == "reference" and not self.value:
             raise HypernetworkError("Drop in a reference picture first, or choose something else to make the weights for.")
         if self.kind == "reference" and not REFERENCE.fullmatch(self.value):
@@ -153,7 +156,7 @@ def tag(active: ActiveNetwork) -> str:
     """The shortest tag that reads back the same. Raises `HypernetworkError` for a name that cannot stand in one."""
     if not active.name or active.name != active.name.strip() or set(active.name) & set("<>:"):
         raise HypernetworkError(f"The name {active.name!r} cannot stand in a tag: it must not be empty or contain < > or :.")
-    unsaid = ActiveNetwork(active.name)
+    unsaid, sources = ActiveNetwork(active.name), _sources(active)
     candidates = []
     for count in range(len(POSITIONAL) + 1):
         said = [_text(getattr(active, field)) for field in POSITIONAL[:count]]
@@ -162,9 +165,8 @@ def tag(active: ActiveNetwork) -> str:
             for label, field in NAMED.items()
             if field not in POSITIONAL[:count] and getattr(active, field) != getattr(unsaid, field)
         ]
-        named += _sources(active)
         if count or active.strength == unsaid.strength:  # the strength itself has no name
-            candidates.append(":".join(["<hypernet", written_name(active.name), *said, *named]) + ">")
+            candidates.append(":".join(["<hypernet", written_name(active.name), *said, *named, *sources]) + ">")
     return min(candidates, key=len)
 
 

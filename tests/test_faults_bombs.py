@@ -25,6 +25,7 @@ from hypernetworks.generator_files import describe_generator, is_generator, load
 from hypernetworks.headers import change_metadata, read_metadata
 from hypernetworks.host import Folders
 from hypernetworks.library import facts_of
+from hypernetworks.prompt import LONGEST_CONDITION, ActiveNetwork, ConditionSource, extract, tag
 from hypernetworks.received import JSON, keep, keep_reference
 from hypernetworks.uploads import store, unpack
 
@@ -192,6 +193,14 @@ def test_texts(fuzz, tmp_path):
     assert fuzz.case("about", run.about, size=5_000_000) == {}
     (run.path / "loss.csv").write_text("," * 20_000_000 + "\n")
     assert fuzz.case("rows", run.rows, size=20_000_000) == []
+
+
+@pytest.mark.parametrize("part", [" ", "\n ", "<", "%", "a ", ":"])
+def test_conditions(fuzz, part):
+    text = "a" + part * (LONGEST_CONDITION // len(part) - 2) + "b"
+    active = ActiveNetwork("a", condition=ConditionSource("text", text))
+    assert extract(fuzz.case("a tag", tag, active)) == ("", [active])
+    assert fuzz.case("a longer one", ConditionSource, "text", text * 2) is None
 
 
 def test_what_is_sent(fuzz, tmp_path):

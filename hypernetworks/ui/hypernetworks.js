@@ -142,7 +142,10 @@
         return [...source(""), ...source("2"), Number(given.get("blend") ?? 0)];
     }
 
-    const written = (text) => text.replace(/[%:<>#\x00-\x1f\x7f]|^\s+|\s+$/g, encodeURIComponent);
+    const written = (text) => {
+        const end = text.trimEnd().length; // by an expression it would be looked for from each of many blanks
+        return text.slice(0, end).replace(/^\s+|[%:<>#\x00-\x1f\x7f]/g, encodeURIComponent) + encodeURIComponent(text.slice(end));
+    };
 
     /* Shows the training tab, wherever the page has it, and has it fill its form; gradio may build a tab only when it is shown. */
     function resume(name, patience = 50) {
