@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import ConfigError
 
+LONGEST = 100_000  # characters of a text, or members of a list
 FOLDERS = ("dataset", "regularization")  # the options that say where pictures lie
 NORMAL_INITIALIZATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")
 
@@ -42,12 +43,14 @@ class Option:
         try:
             value = self._convert(value)
         except (TypeError, ValueError, OverflowError):  # the last for infinity as a whole number
-            raise ConfigError(f"{self.label} ({self.name}) cannot be {value!r}: it takes {self.takes()}.") from None
+            raise ConfigError(f"{self.label} ({self.name}) cannot be {_brief(value)}: it takes {self.takes()}.") from None
+        if isinstance(value, (str, tuple)) and len(value) > LONGEST:
+            raise ConfigError(f"{self.label} ({self.name}) is longer than {LONGEST:,} {'members' if self.kind is tuple else 'characters'}.")
         for member in value if self.kind is tuple else (value,):
             below = self.minimum is not None and not isinstance(member, str) and member < self.minimum
             above = self.maximum is not None and not isinstance(member, str) and member > self.maximum
             if below or above or (self.choices and member not in self.choices) or member != member:
-                raise ConfigError(f"{self.label} ({self.name}) cannot be {member!r}: it takes {self.takes()}.")
+                raise ConfigError(f"{self.label} ({self.name}) cannot be {_brief(member)}: it takes {self.takes()}.")
         return value
 
     def _convert(self, value: Any) -> Any:
@@ -78,6 +81,12 @@ class Option:
         if self.minimum is not None:
             return f"{text} of at least {self.minimum:g}"
         return text
+
+
+def _brief(value: Any) -> str:
+    """As it is written in Python, or the beginning of that."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def option(default: Any, label: str, help: str, **about: Any) -> Any:

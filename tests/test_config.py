@@ -25,6 +25,18 @@ def test_a_bad_value_is_refused_with_what_the_option_takes(name, value):
         read(TrainingConfig, {name: value})
 
 
+@pytest.mark.parametrize("name, value, said", [
+    ("optimizer_arguments", "a=1," * 25_001, "Optimizer arguments (optimizer_arguments) is longer than 100,000 characters."),
+    ("layer_structure", [1] * 100_001, "Layer structure (layer_structure) is longer than 100,000 members."),
+    ("max_steps", "1" + "0" * 100_000 + "x", None),
+    ("target_layers", ["attn" * 25_000], None),
+])
+def test_what_is_too_long_is_refused_in_a_short_sentence(name, value, said):
+    with pytest.raises(ConfigError) as refused:
+        read(TrainingConfig, {name: value})
+    assert len(str(refused.value)) < 400 and (said is None or str(refused.value) == said)
+
+
 def test_values_come_back_from_text_as_from_toml():
     asked = dict(layer_structure="1, 1.5, 1", flip="yes", max_steps="20", learning_rate=1e-3, target_layers=["attn2"])
     config = read(TrainingConfig, asked)
