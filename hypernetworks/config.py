@@ -43,14 +43,14 @@ class Option:
         try:
             value = self._convert(value)
         except (TypeError, ValueError, OverflowError):  # the last for infinity as a whole number
-            raise ConfigError(f"{self.label} ({self.name}) cannot be {_brief(value)}: it takes {self.takes()}.") from None
+            raise ConfigError(f"{self.label} ({self.name}) cannot be {shortened(repr(value), 200)}: it takes {self.takes()}.") from None
         if isinstance(value, (str, tuple)) and len(value) > LONGEST:
             raise ConfigError(f"{self.label} ({self.name}) is longer than {LONGEST:,} {'members' if self.kind is tuple else 'characters'}.")
         for member in value if self.kind is tuple else (value,):
             below = self.minimum is not None and not isinstance(member, str) and member < self.minimum
             above = self.maximum is not None and not isinstance(member, str) and member > self.maximum
             if below or above or (self.choices and member not in self.choices) or member != member:
-                raise ConfigError(f"{self.label} ({self.name}) cannot be {_brief(member)}: it takes {self.takes()}.")
+                raise ConfigError(f"{self.label} ({self.name}) cannot be {shortened(repr(member), 200)}: it takes {self.takes()}.")
         return value
 
     def _convert(self, value: Any) -> Any:
@@ -81,12 +81,6 @@ class Option:
         if self.minimum is not None:
             return f"{text} of at least {self.minimum:g}"
         return text
-
-
-def _brief(value: Any) -> str:
-    """As it is written in Python, or the beginning of that."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def option(default: Any, label: str, help: str, **about: Any) -> Any:
@@ -134,6 +128,11 @@ def said(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning with three dots where it is longer."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ import gradio as gr
 from PIL import Image
 
 from ..comparing import Seen, differences, look, run_names
-from ..config import TrainingConfig, options, said
+from ..config import TrainingConfig, options, said, shortened
 from ..errors import ConfigError, HypernetworkError
 from ..host import Host
-from .library_table import shortened
 from .markup import data_uri, duration, escape, note, plural
 from .progress import HEIGHT, WIDTH, axes, line, placed, running_mean, value_range
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import TrainingConfig, options, said
+from ..config import TrainingConfig, options, said, shortened
 from ..errors import HypernetworkError
 from ..files import FileFacts
 from ..generator_files import GeneratorFacts
@@ -13,7 +13,7 @@ from ..host import Folders
 from ..jobs import Curve
 from ..library import Details, Entry
 from ..prompt import ActiveNetwork, tag
-from .library_table import date_of, shortened, thumbnail
+from .library_table import date_of, thumbnail
 from .markup import code, escape, file_size, note, plural
 from .progress import chart
 from .result import readers

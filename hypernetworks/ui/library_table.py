@@ -10,6 +10,7 @@ from datetime import datetime
 
 from PIL import Image
 
+from ..config import shortened
 from ..library import Entry, Library
 from ..sidecars import picture_beside
 from .markup import data_uri, escape, file_size, note, plural
@@ -91,11 +92,6 @@ def thumbnail(picture: bytes | None, side: int) -> str:
             return data_uri(image, side)
     except Exception:  # whatever Pillow's readers make of damaged bytes, there is nothing to show
         return ""
-
-
-def shortened(text: str, length: int) -> str:
-    """The text, or its beginning with three dots where it is longer."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def date_of(seconds: float) -> str:

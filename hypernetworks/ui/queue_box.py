@@ -5,12 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..config import options, plain, said
+from ..config import options, plain, said, shortened
 from ..errors import HypernetworkError
 from ..jobs import Jobs
 from ..waiting import Ended, Queue, Waiting
 from . import compatibility
-from .library_table import shortened
 from .markup import escape, note, plural
 from .options_form import OptionsForm
 
